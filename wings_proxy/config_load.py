@@ -1,0 +1,132 @@
+"""Load the configuration: environment over YAML file over defaults, once, into one frozen `Config`.
+
+Everything wrong is found and reported in one go, one line each, before anything starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from wings_proxy.config import SETTINGS, Config, Setting
+from wings_proxy.config_file import ConfigFileError, read_config_file
+from wings_proxy.setting_kinds import shown
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; `problems` holds one line for each thing that is wrong."""
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+# The one variable that is not a setting: it says where the settings are.
+CONFIG_FILE_VARIABLE: Final = "WINGS_CONFIG"
+
+# A Service named `wings…` or `engine…` makes the kubelet inject these into every later pod of the namespace
+# (kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
+_SERVICE_LINK_NAME: Final = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_[A-Z0-9_]+)?$|_PORT_\d+_[A-Z]+(_[A-Z]+)?$")
+_SERVICE_LINK_PORT: Final = re.compile(r"(tcp|udp|sctp)://")
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A valid configuration with, for each field, the place its value came from."""
+
+    config: Config
+    sources: Mapping[str, str]
+
+
+def load_config(environ: Mapping[str, str]) -> Config:
+    """Return the configuration the environment asks for.
+
+    Raises `ConfigError` with every problem found.
+    """
+    return resolve(environ).config
+
+
+def resolve(environ: Mapping[str, str]) -> Resolved:
+    """Like `load_config`, and tell for each field where its value came from."""
+    environ = {name: value for name, value in environ.items() if value != "" and not _is_service_link(name, value)}
+    problems: list[str] = []
+    file_name = environ.get(CONFIG_FILE_VARIABLE)
+    from_file: Mapping[str, object] = {}
+    if file_name is not None:
+        try:
+            from_file = read_config_file(Path(file_name), frozenset(setting.yaml for setting in SETTINGS))
+        except ConfigFileError as error:
+            problems += [f"{CONFIG_FILE_VARIABLE}={shown(file_name)}: {line}" for line in error.problems]
+    problems += _unknown_variables(environ)
+
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for setting in SETTINGS:
+        if setting.env is not None and setting.env in environ:
+            sources[setting.field] = f"env {setting.env}"
+            raw: object = environ[setting.env]
+        elif setting.yaml in from_file:
+            sources[setting.field] = f"file {setting.yaml}"
+            raw = from_file[setting.yaml]
+        elif setting.required:
+            problems.append(f"{setting.name} is not set: {setting.meaning}")
+            continue
+        else:
+            sources[setting.field] = "default"
+            continue
+        try:
+            values[setting.field] = _parsed(setting, raw, from_environment=sources[setting.field].startswith("env"))
+        except ValueError as error:
+            name = sources[setting.field].split(" ", 1)[1]
+            # A kind that knows better than "allowed" what is wrong says so in the error.
+            problems.append(f"{name}={shown(raw)}: {str(error) or f'must be {setting.kind.allowed}'}")
+    # With a value missing or wrong the cross-checks below would only repeat it in other words.
+    if problems:
+        raise ConfigError(tuple(problems))
+    if not values.get("model_name"):
+        values["model_name"] = _last_part(values["model_path"])
+    config = Config(**values)
+    problems += _contradictions(config)
+    if problems:
+        raise ConfigError(tuple(problems))
+    return Resolved(config, sources)
+
+
+def _parsed(setting: Setting, raw: object, *, from_environment: bool) -> Any:
+    return setting.kind.from_text(str(raw)) if from_environment else setting.kind.from_yaml(raw)
+
+
+def _last_part(path: str) -> str:
+    return PurePosixPath(path).name or path
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    return bool(_SERVICE_LINK_NAME.search(name)) or (name.endswith("_PORT") and bool(_SERVICE_LINK_PORT.match(value)))
+
+
+def _unknown_variables(environ: Mapping[str, str]) -> Iterator[str]:
+    known = [setting.env for setting in SETTINGS if setting.env is not None] + [CONFIG_FILE_VARIABLE]
+    for name in sorted(environ):
+        if name.startswith("WINGS_") and name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            yield f"{name}={shown(environ[name])}: no such variable{hint}"
+
+
+def _contradictions(config: Config) -> Iterator[str]:
+    if config.port == config.engine_port:
+        yield (
+            f"WINGS_PORT={config.port}: is also ENGINE_PORT; the sidecar and the engine share one network, "
+            "give them different ports"
+        )
+    needed = config.hold_bound_seconds + config.engine_stop_seconds + 5.0
+    if config.grace_period_seconds < needed:
+        yield (
+            f"WINGS_GRACE_PERIOD_SECONDS={config.grace_period_seconds:g}: must be at least {needed:g} = "
+            f"WINGS_QUIET_SECONDS {config.quiet_seconds:g} + WINGS_DRAIN_SECONDS {config.drain_seconds:g} + 5 + "
+            f"WINGS_ENGINE_STOP_SECONDS {config.engine_stop_seconds:g} + 5, or the kubelet cuts the end short"
+        )

@@ -1,0 +1,79 @@
+"""SGLang, `python3 -m sglang.launch_server`."""
+
+from __future__ import annotations
+
+import re
+
+from wings_proxy.config import Config
+from wings_proxy.engines.base import OPENAI_PATHS, Engine, LoadPhase, with_user_flags
+
+
+def argv(config: Config) -> tuple[str, ...]:
+    """Return the engine's command; `--enable-metrics`, since without it SGLang has no `/metrics`."""
+    flags: list[tuple[str, ...]] = [
+        ("--model-path", config.model_path),
+        ("--host", "127.0.0.1"),
+        ("--port", str(config.engine_port)),
+        ("--tp-size", str(config.tp_size)),
+        ("--context-length", str(config.max_model_len)),
+    ]
+    if config.trust_remote_code:
+        flags.append(("--trust-remote-code",))
+    flags += [("--max-running-requests", str(config.max_num_seqs)), ("--enable-metrics",)]
+    if config.served_model_name:
+        flags.append(("--served-model-name", config.served_model_name))
+    arguments = with_user_flags(flags, config.engine_extra_args, frozenset({"--host", "--port"}))
+    return ("python3", "-m", "sglang.launch_server", *arguments)
+
+
+# `[2026-11-22 19:17:35] …`, with data or tensor parallelism `[2026-11-22 19:17:35 DP0 TP0] …`.
+_PREFIX = r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?: [A-Z]{2}\d+)*\] "
+
+ENGINE = Engine(
+    name="sglang",
+    argv=argv,
+    health_path="/health",
+    health_seconds=20.0,
+    metric_prefix="sglang:",
+    inference_paths=OPENAI_PATHS | {"/encode", "/classify", "/v1/classify", "/model_info", "/get_model_info", "/ping"},
+    admin_paths=frozenset(
+        {
+            "/flush_cache",
+            "/abort_request",
+            "/pause_generation",
+            "/continue_generation",
+            "/release_memory_occupation",
+            "/resume_memory_occupation",
+            "/update_weights_from_disk",
+            "/update_weights_from_tensor",
+            "/update_weights_from_distributed",
+            "/init_weights_update_group",
+            "/get_weights_by_name",
+            "/load_lora_adapter",
+            "/unload_lora_adapter",
+            "/start_profile",
+            "/stop_profile",
+            "/set_internal_state",
+            "/get_server_info",
+            "/server_info",
+            "/configure_logging",
+            "/slow_down",
+            "/shutdown",
+        }
+    ),
+    load_phases=(
+        LoadPhase("engine_init", re.compile(_PREFIX + r"server_args=")),
+        LoadPhase("weights", re.compile(_PREFIX + r"Load weight begin")),
+        LoadPhase(
+            "weights",
+            re.compile(
+                r"Loading safetensors checkpoint shards: +\d+% Completed \| "
+                r"(?P<done>\d{1,5})/(?P<total>\d{1,5}) \["
+            ),
+        ),
+        LoadPhase("kv_cache", re.compile(_PREFIX + r"KV Cache is allocated")),
+        LoadPhase("graph_capture", re.compile(_PREFIX + r"Capture (?:cuda|cpu) graph begin")),
+        LoadPhase("server", re.compile(r"INFO: +Started server process \[")),
+        LoadPhase("warm_up", re.compile(r"INFO: +Uvicorn running on ")),
+    ),
+)

@@ -1,0 +1,255 @@
+"""The kinds of value a setting can have: how text and YAML become a value, and what to say when they do not.
+
+A kind raises `ValueError`: with a text when it knows exactly what is wrong, without one when `allowed` says it all.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from typing import Final, Generic, TypeVar
+
+T_co = TypeVar("T_co", covariant=True)
+
+_SHOWN_LIMIT: Final = 80
+# C0, DEL and the C1 controls: a log viewer or a terminal may act on any of them.
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+# These three cannot be inside one argument of a launch script line, one element of argv or one header.
+_FORBIDDEN: Final = {"\0": "NUL", "\r": "CR", "\n": "LF"}
+_SECRET_NAME: Final = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
+_VARIABLE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def shown(value: object) -> str:
+    """Return a value fit for one line of a message: control characters escaped, cut at 80 characters."""
+    text = value if isinstance(value, str) else repr(value)
+    text = _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode("ascii"), text)
+    return text if len(text) <= _SHOWN_LIMIT else f"{text[:_SHOWN_LIMIT]}… ({len(text)} characters)"
+
+
+def one_line(text: str) -> str:
+    """Return the text unless it holds NUL, CR or LF; raise `ValueError` naming the one it holds."""
+    for character, name in _FORBIDDEN.items():
+        if character in text:
+            raise ValueError(f"must not contain {name}")
+    return text
+
+
+class Kind(Generic[T_co]):
+    """One kind of value; `allowed` completes the sentence "must be …"."""
+
+    allowed: str
+
+    def from_text(self, text: str) -> T_co:
+        """Return the value an environment variable stands for."""
+        raise NotImplementedError
+
+    def from_yaml(self, value: object) -> T_co:
+        """Return the value a YAML node stands for: a scalar is read like the variable's text."""
+        if isinstance(value, bool):
+            return self.from_text("true" if value else "false")
+        if isinstance(value, (int, float, str)):
+            return self.from_text(str(value))
+        raise ValueError
+
+    def to_text(self, value: object) -> str:
+        """Return the value as a variable's text would have it, for `check` and the README's table."""
+        return "" if value is None else str(value)
+
+
+class Text(Kind[str]):
+    """Any text on one line."""
+
+    allowed = "a text on one line"
+
+    def from_text(self, text: str) -> str:
+        """Return the text; NUL, CR and LF are refused."""
+        return one_line(text)
+
+    def from_yaml(self, value: object) -> str:
+        """Return the text; YAML's own ideas (`no`, `1.0`) are refused rather than guessed at."""
+        if not isinstance(value, str):
+            raise ValueError("is not a text in YAML: put it in quotes")
+        return one_line(value)
+
+
+class Integer(Kind[int]):
+    """A whole number within bounds, both included."""
+
+    def __init__(self, least: int, most: int) -> None:
+        self._least, self._most = least, most
+        self.allowed = f"a whole number from {least} to {most}"
+
+    def from_text(self, text: str) -> int:
+        """Return the number."""
+        if not re.fullmatch(r"-?[0-9]{1,18}", text):
+            raise ValueError
+        if not self._least <= (number := int(text)) <= self._most:
+            raise ValueError
+        return number
+
+
+class Seconds(Kind[float]):
+    """A duration in seconds within bounds, both included."""
+
+    def __init__(self, least: float, most: float) -> None:
+        self._least, self._most = least, most
+        self.allowed = f"a number of seconds from {least:g} to {most:g}"
+
+    def from_text(self, text: str) -> float:
+        """Return the duration."""
+        if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text):
+            raise ValueError
+        if not self._least <= (number := float(text)) <= self._most:
+            raise ValueError
+        return number
+
+    def to_text(self, value: object) -> str:
+        """Return the duration without a needless `.0`."""
+        assert isinstance(value, float)
+        assert math.isfinite(value)
+        return f"{value:g}"
+
+
+class OptionalSeconds(Kind[float | None]):
+    """A duration in seconds, or `off`."""
+
+    def __init__(self, least: float, most: float) -> None:
+        self._seconds = Seconds(least, most)
+        self.allowed = f"{self._seconds.allowed}, or off"
+
+    def from_text(self, text: str) -> float | None:
+        """Return the duration, or None for `off`."""
+        return None if text == "off" else self._seconds.from_text(text)
+
+    def from_yaml(self, value: object) -> float | None:
+        """Return the duration; YAML 1.1 reads a bare `off` as false."""
+        return None if value is False else super().from_yaml(value)
+
+    def to_text(self, value: object) -> str:
+        """Return the duration or `off`."""
+        return "off" if value is None else self._seconds.to_text(value)
+
+
+class ByteCount(Kind[int]):
+    """A number of bytes, plain or with a binary unit."""
+
+    _UNITS: Final = {"": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+
+    def __init__(self, least: int, most: int) -> None:
+        self._least, self._most = least, most
+        self.allowed = f"a number of bytes from {self.to_text(least)} to {self.to_text(most)}, such as 65536 or 64MiB"
+
+    def from_text(self, text: str) -> int:
+        """Return the number of bytes."""
+        found = re.fullmatch(r"([0-9]{1,15})(|KiB|MiB|GiB)", text)
+        if found is None:
+            raise ValueError
+        if not self._least <= (number := int(found[1]) * self._UNITS[found[2]]) <= self._most:
+            raise ValueError
+        return number
+
+    def to_text(self, value: object) -> str:
+        """Return the largest unit that divides the number."""
+        assert isinstance(value, int)
+        for unit in ("GiB", "MiB", "KiB"):
+            if value and value % self._UNITS[unit] == 0:
+                return f"{value // self._UNITS[unit]}{unit}"
+        return str(value)
+
+
+class Boolean(Kind[bool]):
+    """True or false."""
+
+    allowed = "true or false (or 1/0, yes/no, on/off)"
+
+    def from_text(self, text: str) -> bool:
+        """Return the truth of the text, in any case."""
+        match text.lower():
+            case "true" | "1" | "yes" | "on":
+                return True
+            case "false" | "0" | "no" | "off":
+                return False
+            case _:
+                raise ValueError
+
+    def to_text(self, value: object) -> str:
+        """Return `true` or `false`."""
+        return "true" if value else "false"
+
+
+class Choice(Kind[str]):
+    """One of a few words."""
+
+    def __init__(self, *words: str) -> None:
+        self._words = words
+        self.allowed = f"one of {', '.join(words)}"
+
+    def from_text(self, text: str) -> str:
+        """Return the word."""
+        if text not in self._words:
+            raise ValueError
+        return text
+
+
+class Words(Kind[tuple[str, ...]]):
+    """Arguments: shell-quoted in one text, or a list in YAML."""
+
+    allowed = "arguments, quoted as in a shell"
+
+    def from_text(self, text: str) -> tuple[str, ...]:
+        """Return the words of the text; an unbalanced quote is refused."""
+        one_line(text)
+        try:
+            return tuple(shlex.split(text))
+        except ValueError as error:
+            raise ValueError(f"cannot be split into arguments: {error}".lower()) from None
+
+    def from_yaml(self, value: object) -> tuple[str, ...]:
+        """Return the words of a list (each one argument as it stands) or of a text."""
+        if isinstance(value, str):
+            return self.from_text(value)
+        if not isinstance(value, list) or not all(isinstance(word, (str, int, float)) for word in value):
+            raise ValueError("must be a list of texts, one argument each")
+        if any(isinstance(word, bool) for word in value):
+            raise ValueError("holds true or false as an argument: put it in quotes")
+        return tuple(one_line(str(word)) for word in value)
+
+    def to_text(self, value: object) -> str:
+        """Return the words quoted for a shell."""
+        assert isinstance(value, tuple)
+        return shlex.join(value)
+
+
+class EnvironmentBlock(Kind[tuple[tuple[str, str], ...]]):
+    """A mapping of variable names to texts; names that look like secrets are refused."""
+
+    allowed = "a mapping of variable names to texts"
+
+    def from_text(self, text: str) -> tuple[tuple[str, str], ...]:
+        """Refuse: a block of variables cannot be written in one variable."""
+        raise ValueError(f"{shown(text)} is not a mapping")
+
+    def from_yaml(self, value: object) -> tuple[tuple[str, str], ...]:
+        """Return the pairs in the order of the file."""
+        if not isinstance(value, dict):
+            raise ValueError
+        pairs: list[tuple[str, str]] = []
+        for name, text in value.items():
+            if not isinstance(name, str) or not _VARIABLE_NAME.fullmatch(name):
+                raise ValueError(f"{shown(name)} is not a variable name")
+            if _SECRET_NAME.search(name):
+                raise ValueError(
+                    f"{name} looks like a secret, and this file is readable in the pod: set it in the engine "
+                    "container's own env, from a Secret"
+                )
+            if isinstance(text, bool) or not isinstance(text, (str, int, float)):
+                raise ValueError(f"the value of {name} must be a text: put it in quotes")
+            pairs.append((name, one_line(str(text))))
+        return tuple(pairs)
+
+    def to_text(self, value: object) -> str:
+        """Return `NAME=text` words quoted for a shell."""
+        assert isinstance(value, tuple)
+        return shlex.join(f"{name}={text}" for name, text in value)
