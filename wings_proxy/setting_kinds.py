@@ -21,11 +21,11 @@ _SECRET_NAME: Final = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL",
 _VARIABLE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
-def shown(value: object) -> str:
+def shown(value: object, limit: int = _SHOWN_LIMIT) -> str:
     """Return a value fit for one line of a message: control characters escaped, cut at 80 characters."""
     text = value if isinstance(value, str) else repr(value)
     text = _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode("ascii"), text)
-    return text if len(text) <= _SHOWN_LIMIT else f"{text[:_SHOWN_LIMIT]}… ({len(text)} characters)"
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
 
 
 def one_line(text: str) -> str:

@@ -1,0 +1,99 @@
+"""Which path goes where: decided on the bytes the client sent, never decoded, so no spelling leads elsewhere."""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass
+
+from wings_proxy.engines.base import Engine
+
+# No escapes, no empty segment, no `.` or `..`: what the engine could not read as another path.
+_PLAIN_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~:@!$&'()*+,=-]+)+/?")
+
+
+class Audience(enum.Enum):
+    """Who answers a path."""
+
+    SIDECAR = enum.auto()
+    ENGINE = enum.auto()
+    NOBODY = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a request goes; `template` is its metric label: the known path, or `other`."""
+
+    audience: Audience
+    template: str
+    reason: str = ""
+
+
+# Our own endpoints (DESIGN: they keep the reference's names and add Kubernetes' and NIM's).
+OWN_PATHS = frozenset(
+    {
+        "/",
+        "/health",
+        "/livez",
+        "/readyz",
+        "/startupz",
+        "/livez/engine",
+        "/v1/health/live",
+        "/v1/health/ready",
+        "/engine/status",
+        "/metrics",
+        "/docs",
+        "/openapi.json",
+    }
+)
+
+
+class Routes:
+    """The routes of one engine under one configuration."""
+
+    def __init__(self, engine: Engine, *, allow_admin: bool, allow_all: bool) -> None:
+        self._exact: dict[str, Route] = {}
+        self._patterns: list[tuple[list[str], Route]] = []
+        refusal = "administration of the engine is closed; WINGS_ALLOW_ADMIN=true opens it"
+        for path in engine.admin_paths:
+            self._add(path, Audience.ENGINE if allow_admin else Audience.NOBODY, "" if allow_admin else refusal)
+        for path in engine.inference_paths:
+            self._add(path, Audience.ENGINE)
+        for path in OWN_PATHS:
+            self._add(path, Audience.SIDECAR)
+        self._other = Route(
+            Audience.ENGINE if allow_all else Audience.NOBODY,
+            "other",
+            "" if allow_all else "no such path; WINGS_ALLOW_ALL_PATHS=true forwards unknown paths",
+        )
+
+    @property
+    def templates(self) -> list[str]:
+        """Every metric label there can be for a forwarded request, `other` included."""
+        routes = [*self._exact.values(), *(route for _, route in self._patterns), self._other]
+        return sorted({route.template for route in routes if route.audience is Audience.ENGINE})
+
+    def find(self, target: str) -> Route:
+        """Return the route of a request target as received, for example `/v1/models?x=1`."""
+        path = target.partition("?")[0]
+        found = self._exact.get(path)
+        if found is not None:
+            return found
+        parts = path.split("/")
+        for pattern, route in self._patterns:
+            if len(pattern) == len(parts) and all(
+                expected == part or (expected == "*" and part not in ("", ".", ".."))
+                for expected, part in zip(pattern, parts, strict=True)
+            ):
+                return route
+        if self._other.audience is Audience.ENGINE and not _PLAIN_PATH.fullmatch(path):
+            # The engine might decode `/%73leep` or `//sleep` into a path that is closed.
+            return Route(Audience.NOBODY, "other", "the path must be plain: no escapes, no empty or dot segments")
+        return self._other
+
+    def _add(self, path: str, audience: Audience, reason: str = "") -> None:
+        route = Route(audience, path.replace("*", "{id}"), reason)
+        if "*" in path:
+            self._patterns.append((path.split("/"), route))
+        else:
+            self._exact[path] = route

@@ -1,0 +1,211 @@
+"""The one background task: sole owner of the engine's state.
+
+Its children (publisher, volume watch, prober) only send it facts; it asks the lifecycle what follows, does it, and
+everyone else reads the snapshot. When it ends unasked the process ends: a sidecar without it would answer from memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from wings_proxy.gate import VolumeGate
+from wings_proxy.inflight import Inflight
+from wings_proxy.launch import Script
+from wings_proxy.lifecycle import Effect, Lifecycle, ProbeResult, Rules, Snapshot, State, Transition
+from wings_proxy.probe import Prober
+from wings_proxy.upstream import Pool
+from wings_proxy.volume import Volume, VolumeError, VolumeSample, watch
+
+_log = logging.getLogger(__name__)
+
+# /livez fails when the supervisor has not come round for 10 s; it does so at least this often.
+_HEARTBEAT_SECONDS: Final = 2.0
+# A volume that is full or not there yet: soon at first, then once in a while.
+_PUBLISH_BACKOFF_SECONDS: Final = (0.5, 1.0, 2.0, 5.0, 10.0)
+# An unlink on a volume that hangs must not keep the process from ending.
+_RELEASE_SECONDS: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The launch script lies on the volume; `written` is False where the same bytes already did."""
+
+    generation: str
+    written: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PublishFailed:
+    """It could not be written."""
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class HoldTaken:
+    """Requests of this epoch are protected by the hold."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class DrainAsked:
+    """The process was asked to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """The last request in flight ended."""
+
+
+Fact = Published | PublishFailed | VolumeSample | ProbeResult | HoldTaken | DrainAsked | Idle
+
+
+class Supervisor:
+    """Owns the lifecycle. `run` ends when the sidecar may leave; nothing else writes the snapshot."""
+
+    def __init__(
+        self,
+        *,
+        rules: Rules,
+        script: Script,
+        volume: Volume,
+        pool: Pool,
+        inflight: Inflight,
+        prober: Prober,
+        clock: Callable[[], float],
+        on_transition: Callable[[Transition, Snapshot], None],
+    ) -> None:
+        self._script = script
+        self._volume = volume
+        self._pool = pool
+        self._inflight = inflight
+        self._prober = prober
+        self._clock = clock
+        self._on_transition = on_transition
+        self._lifecycle = Lifecycle(rules, clock())
+        self._facts: asyncio.Queue[Fact] = asyncio.Queue()
+        self._sampled = asyncio.Event()
+        self._leaving = self._awaiting_idle = False
+        self.came_round_at = clock()
+        self.gate = VolumeGate(
+            volume,
+            snapshot=lambda: self.snapshot,
+            clock=clock,
+            hold_taken=lambda epoch: self._facts.put_nowait(HoldTaken(epoch)),
+        )
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The state as of now."""
+        return self._lifecycle.snapshot
+
+    def drain(self) -> None:
+        """Ask for the end; `run` returns when the requests in flight are done or out of time."""
+        self._facts.put_nowait(DrainAsked())
+
+    async def run(self) -> None:
+        """Supervise until drained. Raises what a child raises: then the process must end."""
+        # A hold of an earlier process protects streams that died with it.
+        await self._volume.release_hold()
+        async with asyncio.TaskGroup() as group:
+            children = [
+                group.create_task(self._publish(), name="publisher"),
+                group.create_task(watch(self._volume, self._facts.put_nowait), name="volume watch"),
+                group.create_task(self._probe(), name="prober"),
+            ]
+            while not self._leaving:
+                fact = await self._next_fact()
+                now = self.came_round_at = self._clock()
+                if fact is not None:
+                    await self._perform(self._learn(fact, now))
+                await self._perform(self._lifecycle.passed(now, self._inflight.count))
+                if self._inflight.count and not self.snapshot.accepting and not self._awaiting_idle:
+                    self._awaiting_idle = True
+                    children.append(group.create_task(self._await_idle(), name="wait for requests in flight"))
+            for child in children:
+                child.cancel()
+        # Also a hold taken while the end was being decided.
+        await self._release()
+
+    async def _next_fact(self) -> Fact | None:
+        deadline = self._lifecycle.deadline
+        wait = _HEARTBEAT_SECONDS if deadline is None else min(_HEARTBEAT_SECONDS, deadline - self._clock())
+        try:
+            async with asyncio.timeout(max(wait, 0.0)):
+                return await self._facts.get()
+        except TimeoutError:
+            return None
+
+    def _learn(self, fact: Fact, now: float) -> list[Transition | Effect]:
+        match fact:
+            case Published(generation, written):
+                word = "published" if written else "already published"
+                _log.info("launch script %s", word, extra={"fields": {"generation": generation}})
+                return self._lifecycle.published(generation, now)
+            case PublishFailed(reason, detail):
+                _log.error("cannot publish the launch script: %s", detail, extra={"fields": {"reason": reason}})
+                self._lifecycle.publish_failed(reason, detail)
+                return []
+            case VolumeSample(status, alive):
+                effects = self._lifecycle.sampled(status, alive=alive, now=now)
+                self._sampled.set()
+                return effects
+            case ProbeResult():
+                return self._lifecycle.probed(fact, now, busy=self._inflight.last_byte >= fact.began)
+            case HoldTaken(epoch):
+                self._lifecycle.hold_taken(epoch)
+                return []
+            case DrainAsked():
+                return self._lifecycle.drain(now)
+            case Idle():
+                self._awaiting_idle = False
+                return []
+
+    async def _perform(self, effects: list[Transition | Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Transition():
+                    self._on_transition(effect, self.snapshot)
+                case Effect.EMPTY_POOL:
+                    self._pool.drop_idle()
+                case Effect.PROBE_SOON:
+                    self._prober.soon()
+                case Effect.RELEASE_HOLD:
+                    await self._release()
+                case Effect.LEAVE:
+                    self._leaving = True
+
+    async def _release(self) -> None:
+        try:
+            async with asyncio.timeout(_RELEASE_SECONDS):
+                await self.gate.release()
+        except TimeoutError:
+            _log.error("the shared volume hangs: the hold could not be removed")
+
+    async def _await_idle(self) -> None:
+        await self._inflight.drained()
+        self._facts.put_nowait(Idle())
+
+    async def _publish(self) -> None:
+        for attempt in range(1_000_000_000):
+            try:
+                written = await self._volume.publish(self._script)
+            except VolumeError as error:
+                self._facts.put_nowait(PublishFailed(error.reason, error.detail))
+                await asyncio.sleep(_PUBLISH_BACKOFF_SECONDS[min(attempt, len(_PUBLISH_BACKOFF_SECONDS) - 1)])
+            else:
+                self._facts.put_nowait(Published(self._script.generation, written))
+                return
+
+    async def _probe(self) -> None:
+        # What the volume says of the run comes first: an adopted engine is ready after one probe, and stays so.
+        await self._sampled.wait()
+        await self._prober.run(
+            lambda: self.snapshot.epoch, lambda: self.snapshot.state is State.READY, self._facts.put_nowait
+        )
