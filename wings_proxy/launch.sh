@@ -1,0 +1,224 @@
+# shellcheck shell=sh
+# Runs the engine as this container's main process and tells the sidecar, through the directory this file lies in:
+#   engine.alive   a FIFO held open until this script is gone, however it goes; a byte in it means "read the status"
+#   engine.status  one line of JSON: run, generation, phase, asked, code, started, changed
+#   engine.log     what the engine prints (also on standard output); engine.log.1 is the run before
+#   hold           written by the sidecar: the run it names may have requests in flight, so do not end it yet
+# A volume that is full, read-only or gone costs the sidecar information, never the engine its life.
+# POSIX sh, coreutils and util-linux only. No `set -e`: here every failure has an answer. All names start with wings_,
+# so that no variable the container's owner exported for the engine is touched.
+: "${wings_generation:?rendered by wings-proxy}" "${wings_release_seconds:?}" "${wings_stop_seconds:?}"
+
+# First of all, because a process number 1 without a trap loses the signal. While wings_busy is set only a note is
+# taken; the main path looks at it. SIGHUP is not for us, but it must not end us either. SIGQUIT means: now.
+wings_busy=1
+wings_asked=false
+wings_interrupted=
+wings_leader=
+wings_stopping=
+trap 'wings_asked=true; wings_interrupted=1; [ -n "$wings_busy" ] || wings_stop' TERM INT
+trap 'wings_interrupted=1' HUP
+trap 'wings_asked=true; wings_interrupted=1; wings_kill' QUIT
+umask 022
+
+wings_dir=${0%/*}
+[ "$wings_dir" != "$0" ] || wings_dir=.
+wings_log=$wings_dir/engine.log
+
+# wings_record PHASE CODE: replace the status in one step, then ring. The old log makes room on a full volume.
+# The bell has a time limit: a FIFO somebody filled up would block this script for ever.
+wings_record() {
+  wings_line=$(printf '{"run": "%s", "generation": "%s", "phase": "%s", "asked": %s, "code": %s, "started": %s, "changed": %s}' \
+    "$wings_run" "$wings_generation" "$1" "$wings_asked" "$2" "$wings_started" "$(date +%s)")
+  wings_replace || { rm -f "$wings_log.1" && wings_replace; } || rm -f "$wings_dir/.engine.status.$wings_run"
+  timeout 1 printf . >&9
+} 2>/dev/null
+
+wings_replace() {
+  printf '%s\n' "$wings_line" >"$wings_dir/.engine.status.$wings_run" &&
+    mv -fT "$wings_dir/.engine.status.$wings_run" "$wings_dir/engine.status"
+}
+
+# wings_clock: seconds that never jump, in wings_now.
+wings_clock() {
+  IFS=. read -r wings_now _ </proc/uptime || wings_now=$(date +%s)
+} 2>/dev/null
+
+wings_held() {
+  wings_holder=
+  [ -f "$wings_dir/hold" ] || return 1
+  IFS= read -r wings_holder <"$wings_dir/hold"
+  [ "$wings_holder" = "$wings_run" ]
+} 2>/dev/null
+
+# The whole group: engines leave workers behind that keep the accelerator's memory (vLLM does).
+wings_kill() {
+  [ -z "$wings_leader" ] || kill -s KILL -- "-$wings_leader" "$wings_leader"
+} 2>/dev/null
+
+# wings_stop: somebody asked for the end. Say so *before* looking at `hold`: the sidecar writes `hold` before it looks
+# at the status, so one of the two always sees the other. The rest happens in the background, started from the trap
+# itself: a signal that lands just before `wait` would otherwise be noticed only when the engine ends by itself.
+wings_stop() {
+  [ -z "$wings_stopping" ] || return 0
+  wings_stopping=1
+  wings_record stop_requested null
+  wings_release >/dev/null 2>&1 &
+  wings_releaser=$!
+}
+
+# SIGTERM goes to the leader alone: vLLM's core must outlive its server's own shutdown.
+wings_release() {
+  trap - TERM INT HUP QUIT
+  exec 9>&-
+  wings_clock
+  wings_deadline=$((wings_now + wings_release_seconds))
+  while wings_held && [ "$wings_now" -lt "$wings_deadline" ]; do
+    sleep 0.2 || sleep 1
+    wings_clock
+  done
+  kill -s TERM "$wings_leader"
+  wings_clock
+  wings_deadline=$((wings_now + wings_stop_seconds))
+  while kill -s 0 "$wings_leader" && [ "$wings_now" -lt "$wings_deadline" ]; do
+    sleep 0.2 || sleep 1
+    wings_clock
+  done
+  wings_kill
+}
+
+# wings_keep_log PIPE: append the pipe to engine.log, and empty the file before it grows over its share. dd writes each
+# line as it comes and stops by itself after as many blocks as there is room for. When the file cannot be written, the
+# pipe is still emptied, so that nobody behind it ever waits; then the file gets another chance.
+wings_keep_log() {
+  exec <"$1"
+  rm -f "$1"
+  while :; do
+    wings_size=$(stat -L -c %s "$wings_log") || wings_size=0
+    wings_blocks=$(((wings_share - wings_size) / 4096))
+    if [ "$wings_blocks" -lt 1 ]; then
+      true >"$wings_log"
+      wings_blocks=$((wings_share / 4096))
+    fi
+    if wings_report=$(LC_ALL=C dd bs=4096 count="$wings_blocks" 2>&1 >>"$wings_log"); then
+      case $wings_report in "0+0 "*) return ;; esac
+    elif timeout 5 cat >/dev/null; then
+      return
+    fi
+  done
+} 2>/dev/null
+
+# The log's share of the volume: an eighth, so that this run's and the last one's take a quarter; never above 16 MiB
+# (the size limit of an emptyDir on disk is not to be seen from inside, and going over it evicts the pod).
+wings_measure() {
+  wings_share=$(stat -f -c '%S %b' "$wings_dir") || wings_share='0 0'
+  wings_share=$((${wings_share% *} * ${wings_share#* } / 8))
+  if [ "$wings_share" -le 0 ] || [ "$wings_share" -gt 16777216 ]; then wings_share=16777216; fi
+} 2>/dev/null
+
+# wings_open_log: afterwards descriptor 6 is where the engine writes. The engine's output goes through a pipe so that a
+# full volume is never the engine's problem: tee ignores SIGPIPE, and behind it `cat` goes on if both its ends are gone.
+wings_tee=
+wings_keeper=
+wings_open_log() {
+  wings_pipe=$wings_dir/.engine.pipe.$wings_run
+  wings_measure
+  # shellcheck disable=SC2094 # three ends of one pipe: with the first open, the other two do not wait for each other
+  if [ "$wings_share" -ge 4096 ] && true >>"$wings_log" && mkfifo -m 600 "$wings_pipe" "$wings_pipe.log" &&
+    command exec 8<>"$wings_pipe" 7<"$wings_pipe" 6>"$wings_pipe" 8>&-; then
+    rm -f "$wings_pipe"
+    (
+      trap '' PIPE TERM INT HUP QUIT
+      exec 6>&- 7<&- 9>&-
+      wings_keep_log "$wings_pipe.log"
+    ) >/dev/null &
+    wings_keeper=$!
+    (
+      trap '' PIPE TERM INT HUP QUIT
+      exec 0<&7 6>&- 7<&- 9>&-
+      tee "$wings_pipe.log"
+      exec cat >/dev/null
+    ) &
+    wings_tee=$!
+  else
+    rm -f "$wings_pipe" "$wings_pipe.log"
+    command exec 6>&1 7</dev/null || command exec 6>/dev/null 7</dev/null
+  fi
+} 2>/dev/null
+
+# wings_flush: let the last words reach the log. Bounded, for a process that left the group may hold the pipe.
+wings_flush() {
+  [ -n "$wings_tee" ] || return 0
+  (
+    trap - TERM INT HUP QUIT
+    exec 9>&-
+    sleep 0.5 || sleep 1
+    kill -s KILL "$wings_tee" "$wings_keeper"
+  ) >/dev/null &
+  wings_timer=$!
+  wait "$wings_tee"
+  wait "$wings_keeper"
+  kill -s KILL "$wings_timer"
+} 2>/dev/null
+
+# wings_finish CODE: nothing can be asked of us any more. An end nobody asked for is a failure whatever the engine says
+# (vLLM exits 0 after its core died); an engine that ended by the SIGTERM it was sent ended well.
+wings_finish() {
+  trap '' TERM INT HUP QUIT
+  [ -z "$wings_stopping" ] || kill -s KILL "$wings_releaser" 2>/dev/null
+  wings_kill
+  wings_flush
+  wings_record exited "$1"
+  case $wings_asked,$1 in
+    true,143) exit 0 ;;
+    false,0) exit 1 ;;
+  esac
+  exit "$1"
+}
+
+read -r wings_run </proc/sys/kernel/random/uuid
+wings_started=$(date +%s)
+
+# What an earlier run left half done, then a new FIFO, held open before anybody can see it.
+rm -f "$wings_dir"/.engine.*
+mkfifo "$wings_dir/.engine.alive.$wings_run" 2>/dev/null
+if [ -p "$wings_dir/.engine.alive.$wings_run" ] && command exec 9<>"$wings_dir/.engine.alive.$wings_run"; then
+  mv -fT "$wings_dir/.engine.alive.$wings_run" "$wings_dir/engine.alive"
+else
+  # Rather none than the last run's: its end of file would be taken for our end.
+  rm -f "$wings_dir/engine.alive"
+  exec 9>/dev/null
+fi
+[ ! -f "$wings_log" ] || mv -fT "$wings_log" "$wings_log.1"
+wings_record running null
+wings_open_log
+
+[ "$wings_asked" = false ] || wings_finish 143
+
+# A shell starts background commands with SIGINT and SIGQUIT ignored; give the engine what it would have had without us.
+if env --default-signal=INT,QUIT true 2>/dev/null; then
+  set -- env --default-signal=INT,QUIT -- "$@"
+else
+  set -- env -- "$@"
+fi
+(
+  trap - TERM INT HUP QUIT
+  exec setsid "$@"
+) >&6 2>&1 6>&- 7<&- 9>&- &
+wings_leader=$!
+exec 6>&- 7<&-
+wings_busy=
+[ "$wings_asked" = false ] || wings_stop
+
+# `wait` also returns when a trap ran; then it is not the engine's code. 127 after such a round means that the code of the
+# round before was the engine's after all: the shell has forgotten a process it reported once.
+wings_last=
+while :; do
+  wings_interrupted=
+  wait "$wings_leader"
+  wings_code=$?
+  if [ "$wings_code" -eq 127 ] && [ -n "$wings_last" ]; then wings_code=$wings_last; fi
+  [ -n "$wings_interrupted" ] || break
+  wings_last=$wings_code
+done
+wings_finish "$wings_code"
