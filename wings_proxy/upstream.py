@@ -1,0 +1,278 @@
+"""Connections to the engine, and the pool that keeps them between requests.
+
+A connection belongs either to one exchange or to the pool, never to both; whatever the engine sends on one
+that lies in the pool ends it, so no byte of one answer can reach another client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections import deque
+from typing import Protocol, cast
+
+from wings_proxy.exchange import UpstreamFault
+
+LOOPBACK = "127.0.0.1"
+
+
+class UpstreamError(Exception):
+    """The engine, or the way to it, failed; `fault` says how."""
+
+    def __init__(self, fault: UpstreamFault, detail: str) -> None:
+        super().__init__(detail)
+        self.fault = fault
+
+
+class Receiver(Protocol):
+    """The exchange a connection serves; called from the event loop's callbacks."""
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes of the answer."""
+
+    def connection_ended(self, *, orderly: bool, unread: bool) -> None:
+        """Learn that no more bytes come.
+
+        *orderly*: by an end of file. *unread*: the engine's kernel refused bytes of ours, see `Connection`.
+        """
+
+
+class Connection(asyncio.Protocol):
+    """One connection to the engine.
+
+    How far an engine came that closes without an answer: a reset (RFC 9293 §3.5.2) is the proof that it did
+    not read the request to its end, since a kernel resets when bytes come to a closed socket, or when a
+    socket is closed over unread bytes. A mere end of file proves nothing: it may have read, run and died.
+    """
+
+    __slots__ = ("_drain_waiter", "_receiver", "_socket", "_transport", "epoch", "idle_since", "open", "uses")
+
+    def __init__(self, sock: socket.socket, epoch: int) -> None:
+        self._socket = sock
+        self._transport: asyncio.Transport | None = None
+        self._receiver: Receiver | None = None
+        self._drain_waiter: asyncio.Future[None] | None = None
+        self.open = True
+        self.epoch = epoch
+        """Which run of the engine it belongs to; the pool takes back those of the present one only."""
+        self.uses = 0
+        """Exchanges begun on it; more than one means it came from the pool."""
+        self.idle_since = 0.0
+        """Loop time at which it was given back."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport (asyncio.Protocol)."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Hand bytes to the exchange; without one they are stray, and the end of the connection."""
+        if self._receiver is not None:
+            self._receiver.data_received(data)
+        else:
+            self.abort()
+
+    def eof_received(self) -> bool:
+        """The engine closed its side; on Linux that is reported first, and a reset waits in SO_ERROR."""
+        try:
+            unread = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
+        except OSError:
+            unread = False
+        self._ended(orderly=True, unread=unread)
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone (asyncio.Protocol)."""
+        orderly = exc is not None and self._rescue()
+        self._ended(orderly=orderly, unread=isinstance(exc, ConnectionResetError | BrokenPipeError))
+
+    def _ended(self, *, orderly: bool, unread: bool) -> None:
+        self.open = False
+        if (waiter := self._drain_waiter) is not None and not waiter.done():
+            waiter.set_result(None)
+        if (receiver := self._receiver) is not None:
+            self._receiver = None
+            receiver.connection_ended(orderly=orderly, unread=unread)
+
+    def _rescue(self) -> bool:
+        """Read what the engine said before a write failed; True if that ended in an end of file.
+
+        An engine that refuses a body answers, closes, and resets when more of the body comes. The failed
+        write takes the transport down before it has read, yet the answer lies in the socket's buffer.
+        """
+        while (receiver := self._receiver) is not None:
+            try:
+                data = os.read(self._socket.fileno(), 65536)
+            except OSError:
+                return False
+            if not data:
+                return True
+            receiver.data_received(data)
+        return False
+
+    def is_quiet(self) -> bool:
+        """Whether nothing has come since the last answer; asks the kernel, the loop may be behind."""
+        if not self.open:
+            return False
+        try:
+            self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def begin(self, receiver: Receiver) -> None:
+        """Start an exchange: from here the engine's bytes are *receiver*'s."""
+        self._receiver = receiver
+        self.uses += 1
+
+    def release(self) -> None:
+        """End the exchange; bytes from here on are stray."""
+        self._receiver = None
+
+    def write(self, data: bytes) -> None:
+        """Send *data*; on a connection that has ended it goes nowhere, the receiver was told."""
+        if self.open and self._transport is not None:
+            self._transport.write(data)
+
+    def pause_reading(self) -> None:
+        """Leave the engine's bytes in the kernel until `resume_reading`."""
+        if self.open and self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        if self.open and self._transport is not None:
+            self._transport.resume_reading()
+
+    def pause_writing(self) -> None:
+        """The engine does not read as fast as we send (asyncio.Protocol)."""
+        self._drain_waiter = asyncio.get_running_loop().create_future()
+
+    def resume_writing(self) -> None:
+        """There is room again (asyncio.Protocol)."""
+        waiter, self._drain_waiter = self._drain_waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    @property
+    def writing_paused(self) -> bool:
+        """Whether more than the transport's high-water mark waits to be sent."""
+        return self.open and self._drain_waiter is not None
+
+    async def drain(self) -> None:
+        """Wait until the engine took what was written, or the connection ended."""
+        if self.writing_paused and self._drain_waiter is not None:
+            await asyncio.shield(self._drain_waiter)
+
+    def abort(self) -> None:
+        """Close at once; the engine sees the client gone."""
+        self.open = False
+        self._receiver = None
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class Pool:
+    """Connections to 127.0.0.1:port, the last one given back used first.
+
+    `take` never waits and never limits: a request without a free connection opens one.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        port: int,
+        *,
+        connect_timeout_seconds: float,
+        idle_seconds: float,
+    ) -> None:
+        """Keep idle connections for *idle_seconds*, less than the engine keeps them (uvicorn: 5 s)."""
+        self.loop = loop
+        self._address = (LOOPBACK, port)
+        self._connect_timeout_seconds = connect_timeout_seconds
+        self._idle_seconds = idle_seconds
+        self._idle: deque[Connection] = deque()
+        self._reaper: asyncio.TimerHandle | None = None
+        self._epoch = 0
+        self._closed = False
+        self.opened = 0
+
+    @property
+    def idle(self) -> int:
+        """How many connections wait in the pool."""
+        return len(self._idle)
+
+    def take(self) -> Connection | None:
+        """Return a connection that is still good, or None."""
+        while self._idle:
+            connection = self._idle.pop()
+            if self.loop.time() - connection.idle_since < self._idle_seconds and connection.is_quiet():
+                return connection
+            connection.abort()
+        return None
+
+    def give_back(self, connection: Connection, *, reusable: bool) -> None:
+        """End an exchange; *reusable*: request and answer were both complete and nothing followed."""
+        connection.release()
+        if not reusable or not connection.open or self._closed or connection.epoch != self._epoch:
+            connection.abort()
+            return
+        connection.idle_since = self.loop.time()
+        self._idle.append(connection)
+        if self._reaper is None:
+            self._reaper = self.loop.call_later(self._idle_seconds, self._reap)
+
+    def _reap(self) -> None:
+        """Close what lay idle too long; the oldest are on the left."""
+        self._reaper = None
+        now = self.loop.time()
+        while self._idle and (
+            not self._idle[0].open or now - self._idle[0].idle_since >= self._idle_seconds - 0.001
+        ):
+            self._idle.popleft().abort()
+        if self._idle:
+            delay = self._idle[0].idle_since + self._idle_seconds - now
+            self._reaper = self.loop.call_later(max(delay, 0.1), self._reap)
+
+    def drop_idle(self) -> None:
+        """Close every idle connection, and those in use when they come back: the engine is another run."""
+        self._epoch += 1
+        while self._idle:
+            self._idle.pop().abort()
+        if self._reaper is not None:
+            self._reaper.cancel()
+            self._reaper = None
+
+    def close(self) -> None:
+        """Keep no connection from here on."""
+        self._closed = True
+        self.drop_idle()
+
+    async def connect(self) -> Connection:
+        """Open a connection; raises UpstreamError when the engine refuses or does not answer in time."""
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        epoch = self._epoch
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            async with asyncio.timeout(self._connect_timeout_seconds):
+                await self.loop.sock_connect(sock, self._address)
+            _, connection = await self.loop.create_connection(lambda: Connection(sock, epoch), sock=sock)
+        except BaseException as error:
+            sock.close()
+            if isinstance(error, TimeoutError):
+                raise UpstreamError(
+                    UpstreamFault.CONNECT_TIMEOUT, f"no connection within {self._connect_timeout_seconds:g} s"
+                ) from error
+            if isinstance(error, OSError):
+                fault = (
+                    UpstreamFault.CONNECT_REFUSED
+                    if error.errno == errno.ECONNREFUSED
+                    else UpstreamFault.CONNECT_FAILED
+                )
+                raise UpstreamError(fault, error.strerror or str(error)) from error
+            raise
+        self.opened += 1
+        return connection
