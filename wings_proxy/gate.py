@@ -74,13 +74,22 @@ class VolumeGate:
     async def release(self) -> None:
         """Let the engine container go: no request is in flight, or the time for them is over."""
         async with self._lock:
+            if self._on_volume:
+                await self._unlink()
+
+    async def discard(self) -> None:
+        """Remove what an earlier process of this sidecar left: the streams it protected died with it."""
+        async with self._lock:
             await self._unlink()
 
     async def _unlink(self) -> None:
-        if self._on_volume:
-            self._on_volume = False
-            self._held_epoch = None
+        self._on_volume = False
+        self._held_epoch = None
+        try:
             await self._volume.release_hold()
+        except VolumeError as error:
+            # The script's own patience ends the wait.
+            _log.error("the hold could not be removed: %s", error.detail, extra={"fields": {"reason": error.reason}})
 
     def _refusal(self, snapshot: Snapshot) -> ApiError:
         retry_after = snapshot.retry_after(self._clock())

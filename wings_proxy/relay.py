@@ -273,7 +273,7 @@ class Relay:
 
     def _chunks(self, data: bytes) -> bytes:
         decoder = self._decoder
-        assert decoder is not None  # noqa: S101 - set together with this state
+        assert decoder is not None
         if self._chunked and (size := decoder.whole_chunks(data)):
             self._count(size)
             return data

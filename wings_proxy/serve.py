@@ -85,6 +85,7 @@ async def _serve(config: Config, engine_key: bytes | None) -> int:
         pool=pool,
         inflight=inflight,
         prober=Prober(probe, interval=config.probe_interval_seconds),
+        load_phases=engine.load_phases,
         clock=loop.time,
         on_transition=lambda transition, snapshot: _announce(transition, snapshot, state_metrics),
     )
@@ -140,7 +141,7 @@ async def _listen(runner: web.AppRunner, config: Config) -> bool:
         return False
     fields = {"port": config.port, "engine": config.engine_type, "version": __version__}
     _log.info("listening", extra={"fields": fields})
-    if config.trust_remote_code:
+    if config.trust_remote_code and "--trust-remote-code" in ENGINES[config.engine_type].argv(config):
         _log.warning("TRUST_REMOTE_CODE is on: the engine runs Python code that comes with the model")
     return True
 

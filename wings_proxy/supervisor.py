@@ -1,24 +1,27 @@
 """The one background task: sole owner of the engine's state.
 
-Its children (publisher, volume watch, prober) only send it facts; it asks the lifecycle what follows, does it, and
-everyone else reads the snapshot. When it ends unasked the process ends: a sidecar without it would answer from memory.
+Its children (publisher, volume watch, prober, log tail) only send it facts; it asks the lifecycle what follows, does
+it, and everyone else reads the snapshot. When it ends unasked the process ends: without it the rest would answer from
+memory.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from wings_proxy.engines.base import LoadPhase
 from wings_proxy.gate import VolumeGate
 from wings_proxy.inflight import Inflight
 from wings_proxy.launch import Script
 from wings_proxy.lifecycle import Effect, Lifecycle, ProbeResult, Rules, Snapshot, State, Transition
+from wings_proxy.log_tail import LogAdvanced, tail_load_phases
 from wings_proxy.probe import Prober
 from wings_proxy.upstream import Pool
-from wings_proxy.volume import Volume, VolumeError, VolumeSample, watch
+from wings_proxy.volume import LOG_NAME, Volume, VolumeError, VolumeSample, watch
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +66,7 @@ class Idle:
     """The last request in flight ended."""
 
 
-Fact = Published | PublishFailed | VolumeSample | ProbeResult | HoldTaken | DrainAsked | Idle
+Fact = Published | PublishFailed | VolumeSample | ProbeResult | LogAdvanced | HoldTaken | DrainAsked | Idle
 
 
 class Supervisor:
@@ -78,6 +81,7 @@ class Supervisor:
         pool: Pool,
         inflight: Inflight,
         prober: Prober,
+        load_phases: Sequence[LoadPhase],
         clock: Callable[[], float],
         on_transition: Callable[[Transition, Snapshot], None],
     ) -> None:
@@ -86,6 +90,7 @@ class Supervisor:
         self._pool = pool
         self._inflight = inflight
         self._prober = prober
+        self._load_phases = load_phases
         self._clock = clock
         self._on_transition = on_transition
         self._lifecycle = Lifecycle(rules, clock())
@@ -111,13 +116,13 @@ class Supervisor:
 
     async def run(self) -> None:
         """Supervise until drained. Raises what a child raises: then the process must end."""
-        # A hold of an earlier process protects streams that died with it.
-        await self._volume.release_hold()
+        await self.gate.discard()
         async with asyncio.TaskGroup() as group:
             children = [
                 group.create_task(self._publish(), name="publisher"),
                 group.create_task(watch(self._volume, self._facts.put_nowait), name="volume watch"),
                 group.create_task(self._probe(), name="prober"),
+                group.create_task(self._tail(), name="log tail"),
             ]
             while not self._leaving:
                 fact = await self._next_fact()
@@ -158,6 +163,9 @@ class Supervisor:
                 return effects
             case ProbeResult():
                 return self._lifecycle.probed(fact, now, busy=self._inflight.last_byte >= fact.began)
+            case LogAdvanced(epoch, progress):
+                self._lifecycle.advanced(epoch, progress, now)
+                return []
             case HoldTaken(epoch):
                 self._lifecycle.hold_taken(epoch)
                 return []
@@ -202,6 +210,15 @@ class Supervisor:
             else:
                 self._facts.put_nowait(Published(self._script.generation, written))
                 return
+
+    async def _tail(self) -> None:
+        await tail_load_phases(
+            self._volume.path / LOG_NAME,
+            self._load_phases,
+            epoch=lambda: self.snapshot.epoch,
+            loading=lambda: self.snapshot.state is State.LOADING,
+            emit=self._facts.put_nowait,
+        )
 
     async def _probe(self) -> None:
         # What the volume says of the run comes first: an adopted engine is ready after one probe, and stays so.
