@@ -9,6 +9,11 @@ from collections.abc import AsyncIterator, Callable, Mapping
 import pytest
 import uvloop
 
+from tests.fake_engine import fake_engine
+
+# Fixtures made elsewhere.
+__all__ = ["fake_engine"]
+
 # pytest-asyncio asks for "the current loop" once; without this line Python 3.11 makes one that nobody closes,
 # and the collector blames a random later test for it.
 asyncio.set_event_loop(None)

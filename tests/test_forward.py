@@ -58,8 +58,7 @@ async def test_events_arrive_one_by_one() -> None:
         assert await client.reader.readuntil(b"\n\n\r\n") == b"b\r\ndata: one\n\n\r\n"
         heard.set()
         assert (
-            await client.reader.readuntil(b"0\r\n\r\n")
-            == b"b\r\ndata: two\n\n\r\ne\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
+            await client.reader.readuntil(b"0\r\n\r\n") == b"b\r\ndata: two\n\n\r\ne\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
         )
         assert rig.metrics.route("/v1/chat/completions").requests[200] == 1
 

@@ -116,8 +116,7 @@ class EngineSide:
 
     async def start_events(self) -> None:
         await self.send(
-            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
-            b"Transfer-Encoding: chunked\r\n\r\n"
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
 
     async def event(self, data: bytes) -> None:
@@ -213,9 +212,7 @@ class Client:
         )
         await self.send(head + body)
 
-    async def get(
-        self, *, fields: bytes = b"", target: bytes = b"/v1/models", method: bytes = b"GET"
-    ) -> None:
+    async def get(self, *, fields: bytes = b"", target: bytes = b"/v1/models", method: bytes = b"GET") -> None:
         await self.send(b"%b %b HTTP/1.1\r\nHost: proxy\r\n%b\r\n" % (method, target, fields))
 
     async def answer(self, *, head_request: bool = False) -> Message:
@@ -288,9 +285,7 @@ class Proxy:
 
 
 @asynccontextmanager
-async def proxy(
-    *scripts: Script, authorize: Authorizer | None = None, **settings: object
-) -> AsyncIterator[Proxy]:
+async def proxy(*scripts: Script, authorize: Authorizer | None = None, **settings: object) -> AsyncIterator[Proxy]:
     """Run a scripted engine and a proxy in front of it."""
     engine = ScriptedEngine(*scripts)
     await engine.start()
