@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from wings_proxy.config import SETTINGS
@@ -39,11 +38,10 @@ def diagram() -> str:
 def with_generated_parts(text: str) -> str:
     """Return README.md's text with each generated part as the code has it now."""
     for name, part in (("diagram", diagram()), ("settings", settings_table())):
-        pattern = rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)"
-        text, count = re.subn(
-            pattern, lambda found, part=part: f"{found[1]}\n{part}\n\n{found[2]}", text, flags=re.DOTALL
-        )
-        assert count == 1, f"README.md has {count} places for {name}"
+        before, _, rest = text.partition(f"<!-- generated: {name} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        assert end, f"README.md has no place for {name}"
+        text = f"{before}<!-- generated: {name} -->\n\n{part}\n\n{end}{after}"
     return text
 
 
