@@ -54,12 +54,13 @@ def run_serve(config: Config) -> int:
     factory = uvloop.new_event_loop if config.event_loop == "uvloop" else asyncio.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         try:
-            return runner.run(_serve(config, engine_key))
+            return runner.run(serve(config, engine_key))
         except asyncio.CancelledError:
             return _EXIT_SECOND_SIGNAL
 
 
-async def _serve(config: Config, engine_key: bytes | None) -> int:
+async def serve(config: Config, engine_key: bytes | None) -> int:
+    """Put the sidecar together and run it until it may leave; return the exit code."""
     loop = asyncio.get_running_loop()
     engine = ENGINES[config.engine_type]
     api_keys = await _client_keys(config)

@@ -1,0 +1,277 @@
+"""The whole sidecar in one loop: real sockets, a real directory, the fake engine; signals are real too."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from yarl import URL
+
+from tests.fake_engine import StartEngine
+from tests.ports import free_port
+from wings_proxy.config_load import ConfigError, load_config
+from wings_proxy.serve import run_serve, serve
+
+RUN = "00000000-0000-4000-8000-000000000001"
+
+
+@dataclass
+class Sidecar:
+    """A running sidecar and a client of it."""
+
+    port: int
+    volume: Path
+    client: aiohttp.ClientSession
+    task: asyncio.Task[int]
+    bell: int
+
+    async def get(self, path: str) -> tuple[int, Any]:
+        async with self.client.get(f"http://127.0.0.1:{self.port}{path}") as answer:
+            text = await answer.text()
+            return answer.status, json.loads(text) if text.startswith(("{", "[")) else text
+
+    async def health(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Return the body of /health once it is as wanted."""
+        async with asyncio.timeout(5):
+            while True:
+                _, body = await self.get("/health")
+                if wanted(body):
+                    return dict(body)
+                await asyncio.sleep(0.01)
+
+    def status(self, phase: str, *, asked: bool = False, code: int | None = None, run: str = RUN) -> None:
+        """Write engine.status as the launch script does."""
+        body = {"run": run, "generation": "0" * 12, "phase": phase, "asked": asked, "code": code}
+        temporary = self.volume / ".status"
+        temporary.write_text(json.dumps({**body, "started": 1, "changed": 1}) + "\n")
+        temporary.rename(self.volume / "engine.status")
+        os.write(self.bell, b".")
+
+
+@asynccontextmanager
+async def sidecar(volume: Path, engine_port: int, **environ: str) -> AsyncIterator[Sidecar]:
+    port = free_port()
+    config = load_config(
+        {
+            "MODEL_PATH": "/models/tiny-qwen2",
+            "ENGINE_PORT": str(engine_port),
+            "WINGS_PORT": str(port),
+            "WINGS_HOST": "127.0.0.1",
+            "SHARED_VOLUME_PATH": str(volume),
+            "WINGS_PROBE_INTERVAL_SECONDS": "0.05",
+            "WINGS_QUIET_SECONDS": "0",
+            **environ,
+        }
+    )
+    os.mkfifo(volume / "engine.alive")
+    bell = os.open(volume / "engine.alive", os.O_RDWR | os.O_NONBLOCK)
+    task = asyncio.create_task(serve(config, None), name="sidecar")
+    async with aiohttp.ClientSession() as client:
+        running = Sidecar(port, volume, client, task, bell)
+        async with asyncio.timeout(5):
+            while True:
+                try:
+                    await running.get("/livez")
+                    break
+                except aiohttp.ClientConnectorError:
+                    await asyncio.sleep(0.005)
+        try:
+            yield running
+        finally:
+            if not task.done():
+                os.kill(os.getpid(), signal.SIGTERM)
+                assert await task == 0
+            os.close(bell)
+
+
+async def chat(running: Sidecar, **body: Any) -> list[str]:
+    """Stream a chat; return the data of its events."""
+    url = f"http://127.0.0.1:{running.port}/v1/chat/completions"
+    request = {"model": "/models/tiny-qwen2", "messages": [{"role": "user", "content": "你好"}], "stream": True, **body}
+    async with running.client.post(url, json=request) as answer:
+        assert answer.status == 200, await answer.text()
+        return [line.decode()[6:].strip() async for line in answer.content if line.startswith(b"data: ")]
+
+
+async def test_from_nothing_to_a_streamed_answer(fake_engine: StartEngine, tmp_path: Path) -> None:
+    engine = await fake_engine(boot_seconds=0.2, tokens=20)
+    async with sidecar(tmp_path, engine.port) as running:
+        script = tmp_path / "start_command.sh"
+        assert script.exists()
+        assert b"--max-num-seqs" in script.read_bytes()
+        assert (await running.get("/startupz"))[0] == 200
+        assert (await running.get("/readyz"))[0] == 503
+        refused, body = await running.get("/v1/models")
+        assert (refused, body["error"]["code"]) == (503, "engine_not_ready")
+        await running.health(lambda body: body["state"] == "ready")
+        assert (await running.get("/readyz"))[0] == 200
+        events = await chat(running)
+        assert events[-1] == "[DONE]"
+        assert len(events) > 20
+        status, page = await running.get("/metrics")
+        assert status == 200
+        assert 'wings_requests_total{code="200",route="/v1/chat/completions"} 1.0' in page
+        assert 'wings_engine_state{state="ready"} 1.0' in page
+
+
+async def test_a_run_of_the_script_is_followed_to_its_end(fake_engine: StartEngine, tmp_path: Path) -> None:
+    engine = await fake_engine()
+    async with sidecar(tmp_path, engine.port) as running:
+        await running.health(lambda body: body["state"] == "ready")
+        running.status("running")
+        await running.health(lambda body: body["run"] == RUN and body["state"] == "ready")
+        assert not (tmp_path / "hold").exists()
+        await chat(running)
+        assert (tmp_path / "hold").read_text().strip() == RUN
+        running.status("stop_requested", asked=True)
+        await running.health(lambda body: body["state"] in ("stopping", "starting"))
+        async with asyncio.timeout(5):
+            while (tmp_path / "hold").exists():  # noqa: ASYNC110 - a file rings no bell
+                await asyncio.sleep(0.01)
+        refused, body = await running.get("/v1/models")
+        assert (refused, body["error"]["code"]) == (503, "draining")
+
+
+async def test_a_crash_is_named_and_survived(fake_engine: StartEngine, tmp_path: Path) -> None:
+    engine = await fake_engine()
+    async with sidecar(tmp_path, engine.port) as running:
+        running.status("running")
+        await running.health(lambda body: body["run"] == RUN and body["state"] == "ready")
+        await engine.close()
+        running.status("exited", code=137)
+        failed = await running.health(lambda body: body["state"] == "failed")
+        assert failed["last_failure"]["reason"] == "killed"
+        assert failed["last_failure"]["exit_code"] == 137
+        refused, body = await running.get("/v1/models")
+        assert (refused, body["error"]["code"]) == (503, "engine_failed")
+        assert "signal 9" in body["error"]["message"]
+        running.status("running", run=RUN.replace("1", "2"))
+        again = await running.health(lambda body: body["state"] == "loading")
+        assert again["restarts"] == 1
+        assert again["last_failure"]["reason"] == "killed"
+
+
+async def test_a_stream_in_flight_is_finished_before_we_leave(fake_engine: StartEngine, tmp_path: Path) -> None:
+    engine = await fake_engine(tokens=20, token_seconds=0.02)
+    async with sidecar(tmp_path, engine.port) as running:
+        running.status("running")
+        await running.health(lambda body: body["run"] == RUN and body["state"] == "ready")
+        stream = asyncio.create_task(chat(running), name="client")
+        await engine.until(lambda: engine.running == 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await running.health(lambda body: body["state"] == "draining")
+        assert (await running.get("/readyz"))[0] == 503
+        assert (await running.get("/livez"))[0] == 200
+        assert (tmp_path / "hold").exists()
+        events = await stream
+        assert events[-1] == "[DONE]"
+        assert await running.task == 0
+        assert not (tmp_path / "hold").exists()
+
+
+async def test_a_stream_longer_than_the_drain_gets_an_honest_end(fake_engine: StartEngine, tmp_path: Path) -> None:
+    engine = await fake_engine(tokens=10_000, token_seconds=0.02)
+    async with sidecar(tmp_path, engine.port, WINGS_DRAIN_SECONDS="0.2") as running:
+        running.status("running")
+        await running.health(lambda body: body["run"] == RUN and body["state"] == "ready")
+        url = f"http://127.0.0.1:{running.port}/v1/chat/completions"
+        request = {"messages": [{"role": "user", "content": "x"}], "stream": True, "max_tokens": 5000}
+        async with running.client.post(url, json=request) as answer:
+            await engine.until(lambda: engine.running == 1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            received = bytearray()
+
+            async def read() -> None:
+                async for data in answer.content.iter_any():
+                    received.extend(data)
+
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await read()
+        assert await running.task == 0
+        last = received.rstrip().rsplit(b"\n\n", 1)[-1]
+        assert json.loads(last.removeprefix(b"data: "))["error"]["type"] == "server_error"
+        assert b"[DONE]" not in received
+
+
+async def test_the_second_signal_ends_at_once(fake_engine: StartEngine, tmp_path: Path) -> None:
+    engine = await fake_engine(tokens=10_000, token_seconds=0.02)
+    async with sidecar(tmp_path, engine.port) as running:
+        running.status("running")
+        await running.health(lambda body: body["run"] == RUN and body["state"] == "ready")
+        stream = asyncio.create_task(chat(running, max_tokens=5000), name="client")
+        await engine.until(lambda: engine.running == 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await running.health(lambda body: body["state"] == "draining")
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait([running.task], timeout=5)
+        # The task that runs the sidecar is cancelled: as a program, it ends with 143.
+        assert running.task.cancelled()
+        with pytest.raises(aiohttp.ClientError):
+            await stream
+
+
+async def test_hangup_is_ignored(fake_engine: StartEngine, tmp_path: Path) -> None:
+    engine = await fake_engine()
+    async with sidecar(tmp_path, engine.port) as running:
+        os.kill(os.getpid(), signal.SIGHUP)
+        await running.health(lambda body: body["state"] == "ready")
+
+
+async def test_what_is_not_ours_and_not_the_engines_is_not_found(fake_engine: StartEngine, tmp_path: Path) -> None:
+    engine = await fake_engine()
+    async with sidecar(tmp_path, engine.port) as running:
+        await running.health(lambda body: body["state"] == "ready")
+        for path in ("/sleep", "/nope", "/v1/../metrics", "/v1/%2e%2e/health", "//health", "/HEALTH"):
+            async with running.client.get(URL(f"http://127.0.0.1:{running.port}{path}", encoded=True)) as answer:
+                body = await answer.json()
+                assert (answer.status, body["error"]["code"]) == (404, "not_found"), path
+                assert answer.headers["X-Wings-Origin"] == "proxy"
+                assert answer.headers["Server"] == "wings-infer"
+        async with running.client.post(f"http://127.0.0.1:{running.port}/health") as answer:
+            assert (answer.status, answer.headers["Allow"]) == (405, "GET,HEAD")
+            assert (await answer.json())["error"]["code"] == "method_not_allowed"
+
+
+def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        environ = {"WINGS_PORT": str(port), "WINGS_HOST": "127.0.0.1", "MODEL_PATH": "/m"}
+        ended = subprocess.run(
+            [sys.executable, "-m", "wings_proxy"],
+            env={**os.environ, **environ, "SHARED_VOLUME_PATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    assert ended.returncode == 1
+    assert ended.stderr == f"WINGS_PORT={port} on WINGS_HOST=127.0.0.1: cannot listen: Address already in use\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [(None, "cannot be read: No such file"), (b"", "no key in it"), (b"one\ntwo\n", "must hold one key, holds 2")],
+)
+def test_a_bad_engine_key_file_is_a_configuration_error(tmp_path: Path, content: bytes | None, complaint: str) -> None:
+    file = tmp_path / "key"
+    if content is not None:
+        file.write_bytes(content)
+    config = load_config({"MODEL_PATH": "/m", "WINGS_ENGINE_API_KEY_FILE": str(file)})
+    with pytest.raises(ConfigError, match=f"WINGS_ENGINE_API_KEY_FILE={file}: .*{complaint}"):
+        run_serve(config)
