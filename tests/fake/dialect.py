@@ -69,7 +69,8 @@ class Generation:
     def piece(self, index: int) -> str:
         """Return the text of token `index`: "0 ", "1 ", … or, to a Chinese prompt, "第0个", "第1个", …"""
         if self.tool is not None:
-            return '{"city": "Paris"}'[index : index + 1] if index < self.tokens - 1 else '{"city": "Paris"}'[index:]
+            last = index == self.tokens - 1
+            return _ARGUMENTS[index:] if last else _ARGUMENTS[index : index + 1]
         return f"第{index}个" if self.chinese else f"{index} "
 
     @property
@@ -86,6 +87,8 @@ def sse(value: object) -> bytes:
     return b"data: " + compact(value) + b"\n\n"
 
 
+# What a tool is called with, one character a token.
+_ARGUMENTS = '{"city": "Paris"}'
 DONE = b"data: [DONE]\n\n"
 
 

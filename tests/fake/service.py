@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Awaitable, Callable, Iterable
 
@@ -15,7 +16,7 @@ from tests.fake.run import Run
 from tests.fake.settings import FakeSettings, Fault, Flavour, Foreign, Stop
 from tests.fake.sglang import Sglang
 from tests.fake.vllm import Vllm
-from tests.fake.wire import Connection, Outcome, Request
+from tests.fake.wire import KEPT_BYTES, Connection, Outcome, Request
 
 _DIALECTS: dict[Flavour, type[Dialect]] = {
     Flavour.VLLM: Vllm,
@@ -98,11 +99,14 @@ class Service:
         try:
             keep = await self._serve(connection, request)
         except (asyncio.CancelledError, ConnectionError):
-            if request.outcome is Outcome.OPEN:
+            if connection.peer.closed_by_peer:
                 request.outcome = Outcome.LEFT
+            elif request.outcome is Outcome.OPEN:
+                request.outcome = Outcome.ABORTED
             raise
         finally:
             request.ended_at = time.monotonic()
+            request.body = request.body[:KEPT_BYTES]
             self.changed()
         if request.outcome is Outcome.OPEN:
             request.outcome = Outcome.DONE
@@ -131,18 +135,20 @@ class Service:
             return await self.send(connection, request, pages.foreign(self.settings.foreign, request.path))
         if self.loading:
             return await self.send(connection, request, self.dialect.loading())
-        if request.path in self.dialect.health_paths and request.method == "GET":
-            return await self._health(connection, request)
-        if request.path == "/metrics" and request.method in {"GET", "HEAD"}:
-            return await pages.metrics(self.settings, self.counters, self.dialect, connection, request, self.send)
-        result = self.dialect.answer(request)
         if fault is Fault.STATUS:
             error = self.dialect.error(self.settings.fault_status, "The engine is overloaded, try again later.")
             retry = ("retry-after", self.settings.fault_retry_after)
-            result = Answer(error.status, error.body, error.content_type, (*error.headers, retry))
+            answer = Answer(error.status, error.body, error.content_type, (*error.headers, retry))
+            return await self.send(connection, request, answer)
+        send = functools.partial(self.send, fault=fault)
+        if request.path in self.dialect.health_paths and request.method == "GET":
+            return await self._health(connection, request, send)
+        if request.path == "/metrics" and request.method in {"GET", "HEAD"}:
+            return await pages.metrics(self.settings, self.counters, self.dialect, connection, request, send)
+        result = self.dialect.answer(request)
         if isinstance(result, Generation):
             return await self._generate(connection, request, result, fault)
-        return await self.send(connection, request, result, fault)
+        return await send(connection, request, result)
 
     def _fault(self, request: Request) -> Fault | None:
         settings = self.settings
@@ -156,12 +162,12 @@ class Service:
         """Count `fault_times` anew."""
         self._struck = 0
 
-    async def _health(self, connection: Connection, request: Request) -> bool:
+    async def _health(self, connection: Connection, request: Request, send: pages.Send) -> bool:
         self._health_calls += 1
         if self.ending == "dead" or self.stopping is Stop.DRAIN:
-            return await self.send(connection, request, self.dialect.health(503))
+            return await send(connection, request, self.dialect.health(503))
         await self.pause(self.settings.health_seconds)
-        return await pages.health(self.settings, self.dialect, connection, request, self._health_calls, self.send)
+        return await pages.health(self.settings, self.dialect, connection, request, self._health_calls, send)
 
     async def send(self, connection: Connection, request: Request, answer: Answer, fault: Fault | None = None) -> bool:
         """Write a whole answer; return True if the connection may carry another request."""

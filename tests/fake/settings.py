@@ -131,6 +131,8 @@ class FakeSettings:
     load_tracking: bool = False
     dev_mode: bool = False
     tool_parser: bool = False
+    # With tool_choice "auto": call the first tool instead of answering in text.
+    calls_tools: bool = False
     embeddings: bool = False
     keep_alive_seconds: float = 5.0
 

@@ -179,15 +179,15 @@ class Vllm(Dialect):
         if isinstance(wanted, str) and not wanted.isdigit():
             message = "Input should be a valid integer, unable to parse string as an integer"
             raise _invalid("int_parsing", f"body.{limit_name}", message, wanted)
-        model = str(body.get("model") or self.names[0])
+        model = body.get("model", self.names[0])
         if model not in self.names:
             aliases = ", ".join("<path>" if name.startswith("/") else name for name in self.names)
             message = f"The model `{model}` does not exist. Valid aliases: {aliases}"
             raise BadRequestError(_error(404, message, "NotFoundError", "model"))
         self._check_values(body, wanted, count)
         if request.path == "/v1/embeddings":
-            return self._embeddings(body, model, count)
-        generation = self._generation(request, body, model, count)
+            return self._embeddings(body, count)
+        generation = self._generation(request, body, count)
         generation.chinese = is_chinese(text)
         generation.tokens = int(wanted) if wanted is not None else self.settings.tokens
         self._stop_and_tools(body, generation)
@@ -196,12 +196,13 @@ class Vllm(Dialect):
             return self._other(request.path, generation)
         return generation
 
-    def _generation(self, request: Request, body: Body, model: str, count: int) -> Generation:
+    def _generation(self, request: Request, body: Body, count: int) -> Generation:
         options = body.get("stream_options") or {}
         ident = request.header("x-request-id")
         generation = Generation(
             request.path,
-            model,
+            # The first name, whichever was asked for.
+            self.names[0],
             bool(body.get("stream")),
             max(1, count),
             0,
@@ -250,20 +251,26 @@ class Vllm(Dialect):
                 "--enable-auto-tool-choice and --tool-call-parser to be set"
             )
             raise BadRequestError(_error(400, message, "BadRequestError", None))
-        if choice != "auto":
+        if choice != "auto" or self.settings.calls_tools:
             name = choice["function"]["name"] if isinstance(choice, dict) else body["tools"][0]["function"]["name"]
             generation.tool = str(name)
-            generation.tokens = min(generation.tokens, 17)
             generation.finish = "stop" if isinstance(choice, dict) else "tool_calls"
 
-    def _embeddings(self, body: Body, model: str, count: int) -> Answer:
+    def _embeddings(self, body: Body, count: int) -> Answer:
         texts = body.get("input")
         number = len(texts) if isinstance(texts, list) else 1
         data = [{"index": index, "object": "embedding", "embedding": [0.25, -0.5]} for index in range(number)]
         usage = {"prompt_tokens": count, "total_tokens": count, "completion_tokens": 0, "prompt_tokens_details": None}
         ident = f"embd-{secrets.token_hex(8)}"
         created = int(time.time())
-        whole = {"id": ident, "object": "list", "created": created, "model": model, "data": data, "usage": usage}
+        whole = {
+            "id": ident,
+            "object": "list",
+            "created": created,
+            "model": self.names[0],
+            "data": data,
+            "usage": usage,
+        }
         return Answer(200, compact(whole))
 
     def _other(self, path: str, generation: Generation) -> Answer:
@@ -280,19 +287,7 @@ class Vllm(Dialect):
                 "usage": usage,
             }
             return Answer(200, compact(message))
-        text: Body = {"annotations": [], "text": generation.text, "type": "output_text", "logprobs": None}
-        output = {"id": "msg_1", "content": [text], "role": "assistant", "status": "completed", "type": "message"}
-        response = {
-            "id": f"resp_{secrets.token_hex(8)}",
-            "created_at": generation.created,
-            "model": generation.model,
-            "object": "response",
-            "output": [output],
-            "status": "incomplete",
-            "incomplete_details": {"reason": "max_output_tokens"},
-            "usage": {**usage, "total_tokens": generation.prompt_tokens + generation.tokens},
-        }
-        return Answer(200, compact(response))
+        return Answer(200, compact(_response(generation)))
 
     def error(self, status: int, message: str) -> Answer:
         kind = {429: "RateLimitError", 503: "ServiceUnavailableError"}.get(status, "InternalServerError")
@@ -343,7 +338,7 @@ class Vllm(Dialect):
             else:
                 choice = _completion_choice(index, text, finish, reason)
             frame = self._frame(generation, [choice])
-            if not generation.usage and index == generation.choices - 1:
+            if not generation.usage:
                 frame["system_fingerprint"] = _FINGERPRINT
             yield sse(frame)
         if generation.usage:
@@ -382,6 +377,49 @@ class Vllm(Dialect):
             message |= {"content": "", "tool_calls": [call]}
         message["reasoning"] = None
         return {"index": index, "message": message, "logprobs": _logprobs(generation), **tail, "routed_experts": None}
+
+
+def _response(generation: Generation) -> Body:
+    """The document of POST /v1/responses."""
+    text: Body = {"annotations": [], "text": generation.text, "type": "output_text", "logprobs": None}
+    output: Body = {"id": f"msg_{secrets.token_hex(8)}", "content": [text], "role": "assistant"}
+    output |= {"status": "completed", "type": "message", "phase": None}
+    read: Body = {
+        "cached_tokens": 0,
+        "cache_write_tokens": 0,
+        "input_tokens_per_turn": [],
+        "cached_tokens_per_turn": [],
+    }
+    made: Body = {"reasoning_tokens": 0, "tool_output_tokens": 0, "output_tokens_per_turn": []}
+    usage: Body = {"input_tokens": generation.prompt_tokens, "input_tokens_details": read}
+    usage |= {"output_tokens": generation.made}
+    usage |= {"output_tokens_details": {**made, "tool_output_tokens_per_turn": []}}
+    return {
+        "id": f"resp_{secrets.token_hex(8)}",
+        "created_at": generation.created,
+        "incomplete_details": {"reason": "max_output_tokens"},
+        **dict.fromkeys(("instructions", "metadata")),
+        "model": generation.model,
+        "object": "response",
+        "output": [output],
+        "parallel_tool_calls": True,
+        "temperature": 1.0,
+        "tool_choice": "none",
+        "tools": [],
+        "top_p": 1.0,
+        "background": False,
+        "max_output_tokens": generation.tokens,
+        **dict.fromkeys(("max_tool_calls", "previous_response_id", "prompt", "reasoning")),
+        "service_tier": "auto",
+        "status": "incomplete",
+        **dict.fromkeys(("text", "top_logprobs")),
+        "truncation": "disabled",
+        "usage": {**usage, "total_tokens": generation.prompt_tokens + generation.made},
+        "user": None,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        **dict.fromkeys(("kv_transfer_params", "ec_transfer_params", "input_messages", "output_messages")),
+    }
 
 
 def _usage(generation: Generation) -> Body:

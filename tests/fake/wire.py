@@ -12,8 +12,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-# Of a body that much is kept in the record; the hash covers all of it.
-_KEPT_BYTES = 1024 * 1024
+# Of a body that much is kept once it is answered; the hash covers all of it.
+KEPT_BYTES = 1024 * 1024
 _HEAD_BYTES = 256 * 1024
 
 
@@ -197,16 +197,17 @@ class Connection(asyncio.Protocol):
         """Read the body into the record; answers `Expect: 100-continue` first, as uvicorn does."""
         if (request.header("expect") or "").lower() == "100-continue":
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        digest = hashlib.sha256()
+        parts: list[bytes] = []
         if "chunked" in (request.header("transfer-encoding") or "").lower():
             while size := int((await self._line()).split(b";")[0], 16):
-                await self._take(request, digest, size)
+                await self._take(request, parts, size)
                 await self._line()
             while await self._line():
                 pass
         else:
-            await self._take(request, digest, int(request.header("content-length") or 0))
-        request.body_sha256 = digest.hexdigest()
+            await self._take(request, parts, int(request.header("content-length") or 0))
+        request.body = b"".join(parts)
+        request.body_sha256 = hashlib.sha256(request.body).hexdigest()
         request.body_at = time.monotonic()
 
     async def _line(self) -> bytes:
@@ -216,16 +217,14 @@ class Connection(asyncio.Protocol):
         del self._buffer[: end + 2]
         return line
 
-    async def _take(self, request: Request, digest: hashlib._Hash, size: int) -> None:
+    async def _take(self, request: Request, parts: list[bytes], size: int) -> None:
         while size:
             while not self._buffer:
                 await self._read()
-            part = bytes(self._buffer[:size])
-            del self._buffer[: len(part)]
-            size -= len(part)
-            digest.update(part)
-            request.body += part[: _KEPT_BYTES - len(request.body)]
-            request.body_bytes += len(part)
+            parts.append(bytes(self._buffer[:size]))
+            del self._buffer[: len(parts[-1])]
+            size -= len(parts[-1])
+            request.body_bytes += len(parts[-1])
 
     def write(self, data: bytes) -> None:
         self.transport.write(data)
