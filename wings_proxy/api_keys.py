@@ -80,11 +80,7 @@ class ApiKeys:
         accepted = [self._accepts(key) for key in keys]
         if accepted and all(accepted):
             return None
-        message = (
-            "the API key is not valid"
-            if keys
-            else "no API key: send it as Authorization: Bearer or x-api-key"
-        )
+        message = "the API key is not valid" if keys else "no API key: send it as Authorization: Bearer or x-api-key"
         return ApiError(401, ErrorCode.UNAUTHORIZED, message)
 
     def _accepts(self, key: bytes) -> bool:

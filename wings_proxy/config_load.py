@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from wings_proxy.config import SETTINGS, Config, Setting
 from wings_proxy.config_file import ConfigFileError, read_config_file
-from wings_proxy.setting_kinds import shown
+from wings_proxy.setting_kinds import looks_secret, shown
 
 
 class ConfigError(Exception):
@@ -54,50 +54,59 @@ def resolve(environ: Mapping[str, str]) -> Resolved:
     """Like `load_config`, and tell for each field where its value came from."""
     environ = {name: value for name, value in environ.items() if value != "" and not _is_service_link(name, value)}
     problems: list[str] = []
-    file_name = environ.get(CONFIG_FILE_VARIABLE)
-    from_file: Mapping[str, object] = {}
-    if file_name is not None:
+    from_file: Mapping[str, object] | None = {}
+    if (file_name := environ.get(CONFIG_FILE_VARIABLE)) is not None:
         try:
             from_file = read_config_file(Path(file_name), frozenset(setting.yaml for setting in SETTINGS))
         except ConfigFileError as error:
             problems += [f"{CONFIG_FILE_VARIABLE}={shown(file_name)}: {line}" for line in error.problems]
+            from_file = error.values
     problems += _unknown_variables(environ)
 
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
+    wrong: set[str] = set()
     for setting in SETTINGS:
-        if setting.env is not None and setting.env in environ:
-            sources[setting.field] = f"env {setting.env}"
-            raw: object = environ[setting.env]
-        elif setting.yaml in from_file:
-            sources[setting.field] = f"file {setting.yaml}"
-            raw = from_file[setting.yaml]
-        elif setting.required:
-            problems.append(f"{setting.name} is not set: {setting.meaning}")
-            continue
-        else:
-            sources[setting.field] = "default"
-            continue
         try:
-            values[setting.field] = _parsed(setting, raw, from_environment=sources[setting.field].startswith("env"))
+            found = _find(setting, environ, from_file or {})
+            sources[setting.field] = "default" if found is None else found[0]
+            if found is not None:
+                values[setting.field] = found[1]
+            elif setting.required:
+                wrong.add(setting.field)
+                # It may well stand in the file that could not be read.
+                if from_file is not None:
+                    problems.append(f"{setting.name} is not set: {setting.meaning}")
         except ValueError as error:
-            name = sources[setting.field].split(" ", 1)[1]
-            # A kind that knows better than "allowed" what is wrong says so in the error.
-            problems.append(f"{name}={shown(raw)}: {str(error) or f'must be {setting.kind.allowed}'}")
-    # With a value missing or wrong the cross-checks below would only repeat it in other words.
-    if problems:
-        raise ConfigError(tuple(problems))
+            wrong.add(setting.field)
+            problems.append(str(error))
     if not values.get("model_name"):
-        values["model_name"] = _last_part(values["model_path"])
+        values["model_name"] = _last_part(values.get("model_path", ""))
     config = Config(**values)
-    problems += _contradictions(config)
+    if from_file is not None:
+        problems += _contradictions(config, wrong)
     if problems:
         raise ConfigError(tuple(problems))
     return Resolved(config, sources)
 
 
-def _parsed(setting: Setting, raw: object, *, from_environment: bool) -> Any:
-    return setting.kind.from_text(str(raw)) if from_environment else setting.kind.from_yaml(raw)
+def _find(setting: Setting, environ: Mapping[str, str], file: Mapping[str, object]) -> tuple[str, Any] | None:
+    """Return where the setting's value comes from, and the value. Raises `ValueError` with the line to report."""
+    raw: object
+    if setting.env is not None and setting.env in environ:
+        source, name, raw = "env", setting.env, environ[setting.env]
+        parse: Callable[[Any], Any] = setting.kind.from_text
+    elif setting.yaml in file:
+        source, name, raw = "file", setting.yaml, file[setting.yaml]
+        parse = setting.kind.from_yaml
+    else:
+        return None
+    try:
+        return f"{source} {name}", parse(raw)
+    except ValueError as error:
+        # A kind that knows better than "allowed" what is wrong says so in the error.
+        reason = str(error) or f"must be {setting.kind.allowed}"
+        raise ValueError(f"{name}{setting.kind.disclosed(raw)}: {reason}") from None
 
 
 def _last_part(path: str) -> str:
@@ -114,17 +123,21 @@ def _unknown_variables(environ: Mapping[str, str]) -> Iterator[str]:
         if name.startswith("WINGS_") and name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else ""
-            yield f"{name}={shown(environ[name])}: no such variable{hint}"
+            # A key set in the wrong variable must not end up in the log.
+            value = "" if looks_secret(name) else f"={shown(environ[name])}"
+            yield f"{shown(name)}{value}: no such variable{hint}"
 
 
-def _contradictions(config: Config) -> Iterator[str]:
-    if config.port == config.engine_port:
+def _contradictions(config: Config, wrong: set[str]) -> Iterator[str]:
+    """Yield what is wrong between settings that are each right."""
+    if config.port == config.engine_port and not wrong & {"port", "engine_port"}:
         yield (
             f"WINGS_PORT={config.port}: is also ENGINE_PORT; the sidecar and the engine share one network, "
             "give them different ports"
         )
     needed = config.hold_bound_seconds + config.engine_stop_seconds + 5.0
-    if config.grace_period_seconds < needed:
+    ends = {"quiet_seconds", "drain_seconds", "engine_stop_seconds", "grace_period_seconds"}
+    if config.grace_period_seconds < needed and not wrong & ends:
         yield (
             f"WINGS_GRACE_PERIOD_SECONDS={config.grace_period_seconds:g}: must be at least {needed:g} = "
             f"WINGS_QUIET_SECONDS {config.quiet_seconds:g} + WINGS_DRAIN_SECONDS {config.drain_seconds:g} + 5 + "

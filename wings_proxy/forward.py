@@ -198,9 +198,7 @@ class _Forwarding:
         if hdrs.EXPECT in headers and headers[hdrs.EXPECT].lower() != "100-continue":
             raise ApiError(417, ErrorCode.EXPECTATION_FAILED, "the only expectation known is 100-continue")
         if headers.get(hdrs.TRANSFER_ENCODING, "chunked").lower() != "chunked":
-            raise ApiError(
-                400, ErrorCode.INVALID_REQUEST, "the only transfer coding known is chunked", close=True
-            )
+            raise ApiError(400, ErrorCode.INVALID_REQUEST, "the only transfer coding known is chunked", close=True)
         settings = owner.settings
         if (request.content_length or 0) > settings.max_body_bytes:
             raise too_large(settings.max_body_bytes)

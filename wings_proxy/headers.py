@@ -72,9 +72,7 @@ def request_head(
         dropped |= without
     if connection:
         dropped |= connection - _NEVER_NAMED
-    parts = [
-        b"%b %b HTTP/1.1\r\nHost: %b\r\n" % (method.encode(), target.encode("utf-8", "surrogateescape"), host)
-    ]
+    parts = [b"%b %b HTTP/1.1\r\nHost: %b\r\n" % (method.encode(), target.encode("utf-8", "surrogateescape"), host)]
     parts += [b"%b: %b\r\n" % field for field in fields if field[0].lower() not in dropped]
     if authorization is not None:
         parts.append(b"Authorization: %b\r\n" % authorization)
@@ -118,9 +116,7 @@ def _event_stream_fields(head: ResponseHead) -> bytes:
     return added
 
 
-def error_response(
-    error: ApiError, *, request_id: bytes, head_request: bool, connection: bytes | None
-) -> bytes:
+def error_response(error: ApiError, *, request_id: bytes, head_request: bool, connection: bytes | None) -> bytes:
     """Return an answer of our own, head and body; a HEAD request gets no body."""
     body = error.body
     parts = [b"HTTP/1.1 %d %b\r\n" % (error.status, error.reason)]

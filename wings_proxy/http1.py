@@ -135,9 +135,7 @@ def parse_head(block: bytes, *, head_request: bool) -> ResponseHead:
     )
 
 
-_INTERPRETED = frozenset(
-    {b"content-length", b"transfer-encoding", b"connection", b"content-type", b"content-encoding"}
-)
+_INTERPRETED = frozenset({b"content-length", b"transfer-encoding", b"connection", b"content-type", b"content-encoding"})
 
 
 def connection_options(value: bytes) -> frozenset[bytes]:

@@ -191,9 +191,7 @@ class RequestMetrics(Collector):
             gap.add_metric([name], route.gap.buckets(), route.gap.sum)
         yield from (requests, received, sent, duration, first, gap)
         yield _closed("wings_client_aborts", "Requests the client left, by phase.", "phase", self.aborts)
-        yield _closed(
-            "wings_upstream_errors", "Faults between proxy and engine.", "kind", self.upstream_faults
-        )
+        yield _closed("wings_upstream_errors", "Faults between proxy and engine.", "kind", self.upstream_faults)
         yield _closed("wings_api_errors", "Error answers of the proxy's own.", "code", self.api_errors)
         yield CounterMetricFamily(
             "wings_upstream_retries", "Requests sent again on another connection.", value=self.retries

@@ -5,7 +5,6 @@ A kind raises `ValueError`: with a text when it knows exactly what is wrong, wit
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
 from typing import Final, Generic, TypeVar
@@ -13,11 +12,15 @@ from typing import Final, Generic, TypeVar
 T_co = TypeVar("T_co", covariant=True)
 
 _SHOWN_LIMIT: Final = 80
-# C0, DEL and the C1 controls: a log viewer or a terminal may act on any of them.
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+# C0, DEL and the C1 controls, Unicode's line ends and changes of direction: a log viewer or a terminal may act on any
+# of them. Lone surrogates (bytes of the environment that are not UTF-8) cannot be printed at all.
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 # These three cannot be inside one argument of a launch script line, one element of argv or one header.
 _FORBIDDEN: Final = {"\0": "NUL", "\r": "CR", "\n": "LF"}
-_SECRET_NAME: Final = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
+# Ends of words: `HF_TOKEN` and `OPENAI_APIKEY`, not `TOKENIZERS_PARALLELISM` or `MAX_TOKENS`; a secret's path is none.
+_SECRET_NAME: Final = re.compile(
+    r"(?:TOKEN|(?:KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL)S?)(?![A-Z0-9])(?!.*_(?:FILE|PATH|DIR)$)", re.IGNORECASE
+)
 _VARIABLE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -29,11 +32,18 @@ def shown(value: object, limit: int = _SHOWN_LIMIT) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return the text unless it holds NUL, CR or LF; raise `ValueError` naming the one it holds."""
+    """Return the text unless it holds NUL, CR, LF or bytes that are not UTF-8; raise `ValueError` saying what."""
     for character, name in _FORBIDDEN.items():
         if character in text:
             raise ValueError(f"must not contain {name}")
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("must be valid UTF-8")
     return text
+
+
+def looks_secret(name: str) -> bool:
+    """Return whether a variable or flag of this name would hold a secret."""
+    return bool(_SECRET_NAME.search(name.replace("-", "_")))
 
 
 class Kind(Generic[T_co]):
@@ -46,12 +56,14 @@ class Kind(Generic[T_co]):
         raise NotImplementedError
 
     def from_yaml(self, value: object) -> T_co:
-        """Return the value a YAML node stands for: a scalar is read like the variable's text."""
-        if isinstance(value, bool):
-            return self.from_text("true" if value else "false")
-        if isinstance(value, (int, float, str)):
-            return self.from_text(str(value))
-        raise ValueError
+        """Return the value a YAML node stands for; a scalar of the file is a text, and read like the variable's."""
+        if not isinstance(value, str):
+            raise ValueError
+        return self.from_text(value)
+
+    def disclosed(self, raw: object) -> str:
+        """Return what a message may show of a wrong value: an equals sign and the value, or nothing."""
+        return f"={shown(raw)}"
 
     def to_text(self, value: object) -> str:
         """Return the value as a variable's text would have it, for `check` and the README's table."""
@@ -66,12 +78,6 @@ class Text(Kind[str]):
     def from_text(self, text: str) -> str:
         """Return the text; NUL, CR and LF are refused."""
         return one_line(text)
-
-    def from_yaml(self, value: object) -> str:
-        """Return the text; YAML's own ideas (`no`, `1.0`) are refused rather than guessed at."""
-        if not isinstance(value, str):
-            raise ValueError("is not a text in YAML: put it in quotes")
-        return one_line(value)
 
 
 class Integer(Kind[int]):
@@ -106,10 +112,8 @@ class Seconds(Kind[float]):
         return number
 
     def to_text(self, value: object) -> str:
-        """Return the duration without a needless `.0`."""
-        assert isinstance(value, float)
-        assert math.isfinite(value)
-        return f"{value:g}"
+        """Return the duration without needless zeros."""
+        return f"{value:.9f}".rstrip("0").rstrip(".")
 
 
 class OptionalSeconds(Kind[float | None]):
@@ -122,10 +126,6 @@ class OptionalSeconds(Kind[float | None]):
     def from_text(self, text: str) -> float | None:
         """Return the duration, or None for `off`."""
         return None if text == "off" else self._seconds.from_text(text)
-
-    def from_yaml(self, value: object) -> float | None:
-        """Return the duration; YAML 1.1 reads a bare `off` as false."""
-        return None if value is False else super().from_yaml(value)
 
     def to_text(self, value: object) -> str:
         """Return the duration or `off`."""
@@ -210,16 +210,25 @@ class Words(Kind[tuple[str, ...]]):
         """Return the words of a list (each one argument as it stands) or of a text."""
         if isinstance(value, str):
             return self.from_text(value)
-        if not isinstance(value, list) or not all(isinstance(word, (str, int, float)) for word in value):
+        if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
             raise ValueError("must be a list of texts, one argument each")
-        if any(isinstance(word, bool) for word in value):
-            raise ValueError("holds true or false as an argument: put it in quotes")
-        return tuple(one_line(str(word)) for word in value)
+        return tuple(one_line(word) for word in value)
+
+    def disclosed(self, raw: object) -> str:
+        """Return the value, unless a flag in it looks as if a secret follows."""
+        return "" if looks_secret(str(raw)) else super().disclosed(raw)
 
     def to_text(self, value: object) -> str:
-        """Return the words quoted for a shell."""
+        """Return the words quoted for a shell, what follows a flag such as `--api-key` replaced by HIDDEN."""
         assert isinstance(value, tuple)
-        return shlex.join(value)
+        shown_words: list[str] = []
+        hide = False
+        for word in value:
+            flag, equals, _ = word.partition("=")
+            secret = flag.startswith("-") and looks_secret(flag)
+            shown_words.append("HIDDEN" if hide else f"{flag}=HIDDEN" if secret and equals else word)
+            hide = secret and not equals
+        return shlex.join(shown_words)
 
 
 class EnvironmentBlock(Kind[tuple[tuple[str, str], ...]]):
@@ -227,9 +236,9 @@ class EnvironmentBlock(Kind[tuple[tuple[str, str], ...]]):
 
     allowed = "a mapping of variable names to texts"
 
-    def from_text(self, text: str) -> tuple[tuple[str, str], ...]:
-        """Refuse: a block of variables cannot be written in one variable."""
-        raise ValueError(f"{shown(text)} is not a mapping")
+    def from_text(self, text: str) -> tuple[tuple[str, str], ...]:  # noqa: ARG002 - no text will do
+        """Refuse: a block of variables cannot be written in one text."""
+        raise ValueError
 
     def from_yaml(self, value: object) -> tuple[tuple[str, str], ...]:
         """Return the pairs in the order of the file."""
@@ -239,15 +248,22 @@ class EnvironmentBlock(Kind[tuple[tuple[str, str], ...]]):
         for name, text in value.items():
             if not isinstance(name, str) or not _VARIABLE_NAME.fullmatch(name):
                 raise ValueError(f"{shown(name)} is not a variable name")
-            if _SECRET_NAME.search(name):
+            if looks_secret(name):
                 raise ValueError(
                     f"{name} looks like a secret, and this file is readable in the pod: set it in the engine "
                     "container's own env, from a Secret"
                 )
-            if isinstance(text, bool) or not isinstance(text, (str, int, float)):
-                raise ValueError(f"the value of {name} must be a text: put it in quotes")
-            pairs.append((name, one_line(str(text))))
+            if not isinstance(text, str):
+                raise ValueError(f"the value of {name} must be a text")
+            try:
+                pairs.append((name, one_line(text)))
+            except ValueError as error:
+                raise ValueError(f"the value of {name} {error}") from None
         return tuple(pairs)
+
+    def disclosed(self, raw: object) -> str:  # noqa: ARG002 - whatever it is
+        """Return nothing: a secret may stand here by mistake, and messages end in logs."""
+        return ""
 
     def to_text(self, value: object) -> str:
         """Return `NAME=text` words quoted for a shell."""

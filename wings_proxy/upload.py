@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 def too_large(limit: int) -> ApiError:
     """Return the refusal of a body longer than *limit* bytes."""
-    return ApiError(
-        413, ErrorCode.REQUEST_TOO_LARGE, f"the request's body is longer than {limit} bytes", close=True
-    )
+    return ApiError(413, ErrorCode.REQUEST_TOO_LARGE, f"the request's body is longer than {limit} bytes", close=True)
 
 
 async def _read_some(content: StreamReader, seconds: float) -> bytes:
@@ -34,9 +32,7 @@ async def _read_some(content: StreamReader, seconds: float) -> bytes:
             408, ErrorCode.REQUEST_TIMEOUT, f"no byte of the request's body for {seconds:g} s", close=True
         ) from error
     except web.RequestPayloadError as error:
-        raise ApiError(
-            400, ErrorCode.INVALID_REQUEST, "the request's body is malformed", close=True
-        ) from error
+        raise ApiError(400, ErrorCode.INVALID_REQUEST, "the request's body is malformed", close=True) from error
 
 
 async def read_small_body(content: StreamReader, seconds: float) -> bytes:

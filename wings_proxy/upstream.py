@@ -229,9 +229,7 @@ class Pool:
         """Close what lay idle too long; the oldest are on the left."""
         self._reaper = None
         now = self.loop.time()
-        while self._idle and (
-            not self._idle[0].open or now - self._idle[0].idle_since >= self._idle_seconds - 0.001
-        ):
+        while self._idle and (not self._idle[0].open or now - self._idle[0].idle_since >= self._idle_seconds - 0.001):
             self._idle.popleft().abort()
         if self._idle:
             delay = self._idle[0].idle_since + self._idle_seconds - now
@@ -268,9 +266,7 @@ class Pool:
                 ) from error
             if isinstance(error, OSError):
                 fault = (
-                    UpstreamFault.CONNECT_REFUSED
-                    if error.errno == errno.ECONNREFUSED
-                    else UpstreamFault.CONNECT_FAILED
+                    UpstreamFault.CONNECT_REFUSED if error.errno == errno.ECONNREFUSED else UpstreamFault.CONNECT_FAILED
                 )
                 raise UpstreamError(fault, error.strerror or str(error)) from error
             raise
