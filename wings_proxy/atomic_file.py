@@ -54,15 +54,11 @@ def replace(directory: int, name: str, data: bytes, mode: int, *, durable: bool)
     So does whoever comes after a power failure, if ``durable``. What lies there is replaced unless it is a directory:
     a link itself, not what it points to.
     """
-    for attempt in range(1, _REPLACE_ATTEMPTS + 1):
-        try:
-            _replace_once(directory, name, data, mode, durable=durable)
-        except FileNotFoundError:
-            # Somebody took our temporary file for a leftover: two sidecars may overlap for a moment in a restart.
-            if attempt == _REPLACE_ATTEMPTS:
-                raise
-        else:
-            return
+    for _ in range(_REPLACE_ATTEMPTS - 1):
+        # Somebody may take our temporary file for a leftover: two sidecars overlap for a moment in a restart.
+        with suppress(FileNotFoundError):
+            return _replace_once(directory, name, data, mode, durable=durable)
+    return _replace_once(directory, name, data, mode, durable=durable)
 
 
 def remove_leftovers(directory: int, names: tuple[str, ...]) -> None:

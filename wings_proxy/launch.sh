@@ -25,13 +25,14 @@ wings_dir=${0%/*}
 [ "$wings_dir" != "$0" ] || wings_dir=.
 wings_log=$wings_dir/engine.log
 
-# wings_record PHASE CODE: replace the status in one step, then ring. The old log makes room on a full volume.
-# The bell has a time limit: a FIFO somebody filled up would block this script for ever.
+# wings_record PHASE CODE: replace the status in one step, then ring. On a full volume the last run's log makes room, then
+# the old status does. The bell has a time limit: a FIFO that somebody filled up would block this script for ever.
 wings_record() {
   wings_line=$(printf '{"run": "%s", "generation": "%s", "phase": "%s", "asked": %s, "code": %s, "started": %s, "changed": %s}' \
     "$wings_run" "$wings_generation" "$1" "$wings_asked" "$2" "$wings_started" "$(date +%s)")
-  wings_replace || { rm -f "$wings_log.1" && wings_replace; } || rm -f "$wings_dir/.engine.status.$wings_run"
-  timeout 1 printf . >&9
+  wings_replace || { rm -f "$wings_log.1" && wings_replace; } || { rm -f "$wings_dir/engine.status" && wings_replace; } ||
+    rm -f "$wings_dir/.engine.status.$wings_run"
+  timeout -s KILL 1 printf . >&9
 } 2>/dev/null
 
 wings_replace() {
@@ -48,7 +49,7 @@ wings_held() {
   wings_holder=
   [ -f "$wings_dir/hold" ] || return 1
   IFS= read -r wings_holder <"$wings_dir/hold"
-  [ "$wings_holder" = "$wings_run" ]
+  [ "$wings_holder" = "${wings_run:-unknown}" ]
 } 2>/dev/null
 
 # The whole group: engines leave workers behind that keep the accelerator's memory (vLLM does).
@@ -67,46 +68,58 @@ wings_stop() {
   wings_releaser=$!
 }
 
-# SIGTERM goes to the leader alone: vLLM's core must outlive its server's own shutdown.
+# SIGTERM goes to the leader alone: vLLM's core must outlive its server's own shutdown. Signals are ignored here because
+# a terminal, for one, sends them to everybody, and this must go on to its end. Clocks count whole seconds: -le waits
+# at least as long as was asked.
 wings_release() {
-  trap - TERM INT HUP QUIT
+  trap '' TERM INT HUP QUIT
   exec 9>&-
   wings_clock
   wings_deadline=$((wings_now + wings_release_seconds))
-  while wings_held && [ "$wings_now" -lt "$wings_deadline" ]; do
+  while wings_held && [ "$wings_now" -le "$wings_deadline" ]; do
     sleep 0.2 || sleep 1
     wings_clock
   done
   kill -s TERM "$wings_leader"
   wings_clock
   wings_deadline=$((wings_now + wings_stop_seconds))
-  while kill -s 0 "$wings_leader" && [ "$wings_now" -lt "$wings_deadline" ]; do
+  while kill -s 0 "$wings_leader" && [ "$wings_now" -le "$wings_deadline" ]; do
     sleep 0.2 || sleep 1
     wings_clock
   done
   wings_kill
 }
 
-# wings_keep_log PIPE: append the pipe to engine.log, and empty the file before it grows over its share. dd writes each
-# line as it comes and stops by itself after as many blocks as there is room for. When the file cannot be written, the
-# pipe is still emptied, so that nobody behind it ever waits; then the file gets another chance.
+# wings_keep_log PIPE: append the pipe to engine.log. dd writes each line as it comes and stops by itself after as many
+# blocks as there is room for; then the next block begins a new file, so that a log whose engine falls silent or dies
+# keeps its last words. When nothing can be written the pipe is still emptied, so that nobody behind it ever waits; then
+# the file gets another chance.
 wings_keep_log() {
   exec <"$1"
   rm -f "$1"
   while :; do
     wings_size=$(stat -L -c %s "$wings_log") || wings_size=0
     wings_blocks=$(((wings_share - wings_size) / 4096))
-    if [ "$wings_blocks" -lt 1 ]; then
+    if [ "$wings_blocks" -ge 1 ]; then
+      wings_copy "$wings_log" "$wings_blocks"
+    elif wings_copy "$wings_dir/.engine.log.$wings_run" 1; then
+      mv -fT "$wings_dir/.engine.log.$wings_run" "$wings_log"
+    else
+      rm -f "$wings_dir/.engine.log.$wings_run"
       true >"$wings_log"
-      wings_blocks=$((wings_share / 4096))
-    fi
-    if wings_report=$(LC_ALL=C dd bs=4096 count="$wings_blocks" 2>&1 >>"$wings_log"); then
-      case $wings_report in "0+0 "*) return ;; esac
-    elif timeout 5 cat >/dev/null; then
-      return
-    fi
+    fi || { timeout -s KILL 5 cat >/dev/null && return; }
   done
 } 2>/dev/null
+
+# wings_copy FILE BLOCKS: append standard input to the file; ends wings_keep_log when there is no more.
+wings_copy() {
+  wings_report=$(LC_ALL=C dd bs=4096 count="$2" 2>&1 >>"$1") || return 1
+  case $wings_report in "0+0 "*)
+    rm -f "$wings_dir/.engine.log.$wings_run"
+    exit
+    ;;
+  esac
+}
 
 # The log's share of the volume: an eighth, so that this run's and the last one's take a quarter; never above 16 MiB
 # (the size limit of an emptyDir on disk is not to be seen from inside, and going over it evicts the pod).
@@ -150,7 +163,6 @@ wings_open_log() {
 wings_flush() {
   [ -n "$wings_tee" ] || return 0
   (
-    trap - TERM INT HUP QUIT
     exec 9>&-
     sleep 0.5 || sleep 1
     kill -s KILL "$wings_tee" "$wings_keeper"
@@ -180,16 +192,21 @@ read -r wings_run </proc/sys/kernel/random/uuid
 wings_started=$(date +%s)
 
 # What an earlier run left half done, then a new FIFO, held open before anybody can see it.
-rm -f "$wings_dir"/.engine.*
+rm -f "$wings_dir"/.engine.* 2>/dev/null
 mkfifo "$wings_dir/.engine.alive.$wings_run" 2>/dev/null
 if [ -p "$wings_dir/.engine.alive.$wings_run" ] && command exec 9<>"$wings_dir/.engine.alive.$wings_run"; then
-  mv -fT "$wings_dir/.engine.alive.$wings_run" "$wings_dir/engine.alive"
+  mv -fT "$wings_dir/.engine.alive.$wings_run" "$wings_dir/engine.alive" 2>/dev/null
 else
   # Rather none than the last run's: its end of file would be taken for our end.
-  rm -f "$wings_dir/engine.alive"
+  rm -f "$wings_dir/engine.alive" 2>/dev/null
   exec 9>/dev/null
 fi
-[ ! -f "$wings_log" ] || mv -fT "$wings_log" "$wings_log.1"
+# A link or a FIFO in the log's place goes: the one would write elsewhere, the other never begin.
+if [ -f "$wings_log" ] && [ ! -L "$wings_log" ]; then
+  mv -fT "$wings_log" "$wings_log.1"
+else
+  rm -f "$wings_log"
+fi 2>/dev/null
 wings_record running null
 wings_open_log
 

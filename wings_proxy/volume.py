@@ -17,6 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from wings_proxy.alive_fifo import AliveFifo, FileIdentity
 from wings_proxy.atomic_file import opened_directory, opened_regular, read_small, remove_leftovers, replace
 from wings_proxy.engine_status import MAX_STATUS_BYTES, EngineStatus, parse_status
 from wings_proxy.launch import Script
@@ -27,9 +28,6 @@ ALIVE_NAME: Final = "engine.alive"
 LOG_NAME: Final = "engine.log"
 HOLD_NAME: Final = "hold"
 
-FileIdentity = tuple[int, int]
-"""Device and inode number."""
-
 # Readable and runnable by whatever user the engine's image has.
 _SCRIPT_MODE: Final = 0o755
 _HOLD_MODE: Final = 0o644
@@ -37,8 +35,6 @@ _HOLD_MODE: Final = 0o644
 # Whatever the other side does with the FIFO, the volume is not looked at more often than this. It is also the most
 # that a ring shortly before can delay the news of the script's end.
 _SHORTEST_PAUSE_SECONDS: Final = 0.05
-_FIFO_READ_BYTES: Final = 65536
-_FIFO_READS: Final = 4
 _LOOKS: Final = 4
 
 
@@ -115,8 +111,14 @@ class Volume:
             replace(directory, HOLD_NAME, content, _HOLD_MODE, durable=False)
 
     def _release_hold(self) -> None:
-        with _translated(self.path / HOLD_NAME):
-            (self.path / HOLD_NAME).unlink(missing_ok=True)
+        hold = self.path / HOLD_NAME
+        try:
+            hold.unlink()
+        except OSError:
+            # Also when the volume is gone, or read-only with nothing there: what matters is that no hold is left.
+            with _translated(hold), suppress(FileNotFoundError, NotADirectoryError):
+                hold.lstat()
+                raise
 
     def _load_status(self) -> EngineStatus | None:
         try:
@@ -177,7 +179,7 @@ async def watch(volume: Volume, emit: Callable[[VolumeSample], None], *, poll_se
     Polling finds what cannot ring: a new FIFO, a volume that comes or goes.
     """
     loop = asyncio.get_running_loop()
-    fifo = _AliveFifo(volume.path / ALIVE_NAME)
+    fifo = AliveFifo(volume.path / ALIVE_NAME)
     last: VolumeSample | None = None
     gone: str | None = None
     try:
@@ -200,7 +202,7 @@ async def watch(volume: Volume, emit: Callable[[VolumeSample], None], *, poll_se
         fifo.close()
 
 
-async def _look(volume: Volume, fifo: _AliveFifo) -> tuple[EngineStatus | None, bool | None]:
+async def _look(volume: Volume, fifo: AliveFifo) -> tuple[EngineStatus | None, bool | None]:
     """A status and whether its script is there, so that the second never speaks of an older run than the first.
 
     A script puts its FIFO in place before its first status; so the FIFO found after a status is of that run or a later
@@ -214,70 +216,3 @@ async def _look(volume: Volume, fifo: _AliveFifo) -> tuple[EngineStatus | None, 
         if alive is not False or identity == known_end:
             return status, alive
     return status, None  # FIFOs that end faster than we look: no script does that
-
-
-class _AliveFifo:
-    """The newest ``engine.alive``, kept open: while it is, no other file can get its identity."""
-
-    def __init__(self, path: Path) -> None:
-        self.identity: FileIdentity | None = None
-        self.ended = False
-        self._path: Final = path
-        self._descriptor: int | None = None
-        self._ring: Final = asyncio.Event()
-
-    def follow(self, identity: FileIdentity | None) -> bool | None:
-        """Change over to the FIFO at the path if it is another one; say whether somebody holds it open."""
-        if identity != self.identity:
-            self.close()
-            self._open()
-        if self._descriptor is None:
-            return None
-        self.ended = self.ended or self._read_to_end(self._descriptor)
-        return not self.ended
-
-    async def rung(self, seconds: float) -> None:
-        """Wait until the FIFO has news, at most ``seconds``."""
-        self._ring.clear()
-        if self._descriptor is not None and not self.ended:
-            asyncio.get_running_loop().add_reader(self._descriptor, self._on_readable, self._descriptor)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._ring.wait()
-        if self._descriptor is not None:
-            asyncio.get_running_loop().remove_reader(self._descriptor)
-
-    def close(self) -> None:
-        """Let the FIFO go."""
-        if self._descriptor is not None:
-            asyncio.get_running_loop().remove_reader(self._descriptor)
-            os.close(self._descriptor)
-        self.identity, self.ended, self._descriptor = None, False, None
-
-    def _open(self) -> None:
-        # On the loop, so that no cancelled thread can leave a descriptor behind: O_NONBLOCK waits for nobody.
-        try:
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:
-            return
-        found = os.fstat(descriptor)
-        if not stat.S_ISFIFO(found.st_mode):
-            os.close(descriptor)
-            return
-        self.identity, self._descriptor = (found.st_dev, found.st_ino), descriptor
-
-    def _on_readable(self, descriptor: int) -> None:
-        # Level-triggered: without this a FIFO at its end, or one that is being flooded, keeps the loop busy.
-        asyncio.get_running_loop().remove_reader(descriptor)
-        self._ring.set()
-
-    @staticmethod
-    def _read_to_end(descriptor: int) -> bool:
-        """Empty the FIFO; True at end of file. Bounded: with more in it somebody is writing, hence there."""
-        for _ in range(_FIFO_READS):
-            try:
-                if not os.read(descriptor, _FIFO_READ_BYTES):
-                    return True
-            except BlockingIOError:
-                return False
-        return False

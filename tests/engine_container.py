@@ -1,0 +1,126 @@
+"""What stands for the engine's container in tests: the launch script in a volume of its own, run by a real shell.
+
+What a test leaves behind is found by a variable in its environment, and ended.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wings_proxy.engine_status import EngineStatus, parse_status
+from wings_proxy.launch import LaunchSpec, render
+
+SHELLS = [shell for shell in ("dash", "bash", "busybox") if shutil.which(shell)]
+
+
+@dataclass
+class Container:
+    """What stands for the engine's container: the script in its directory, started by one of the shells."""
+
+    shell: str
+    root: Path
+    prefix: tuple[str, ...] = ()
+    env: dict[str, str] = field(default_factory=dict)
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def shell_command(self) -> list[str]:
+        """The shell, as its first words on a command line."""
+        path = shutil.which(self.shell)
+        assert path is not None
+        return [path, "sh"] if self.shell == "busybox" else [path]
+
+    @property
+    def volume(self) -> Path:
+        return self.root / "volume"
+
+    @property
+    def stdout(self) -> bytes:
+        return (self.root / "stdout").read_bytes()
+
+    @property
+    def stderr(self) -> bytes:
+        return (self.root / "stderr").read_bytes()
+
+    def log(self, name: str = "engine.log") -> bytes:
+        path = self.volume / name
+        return path.read_bytes() if path.exists() else b""
+
+    def files(self) -> list[str]:
+        return sorted(entry.name for entry in self.volume.iterdir())
+
+    def status(self) -> EngineStatus | None:
+        path = self.volume / "engine.status"
+        return parse_status(path.read_bytes()) if path.exists() else None
+
+    def publish(self, *argv: str, release: int = 5, stop: int = 5, env: tuple[tuple[str, str], ...] = ()) -> str:
+        script = render(LaunchSpec(argv, env, release, stop))
+        self.volume.mkdir(exist_ok=True)
+        (self.volume / "start_command.sh").write_bytes(script.text)
+        return script.generation
+
+    def publish_program(
+        self, program: str, *arguments: str, release: int = 5, stop: int = 5, env: tuple[tuple[str, str], ...] = ()
+    ) -> None:
+        """Publish a Python program as the engine."""
+        (self.root / "engine.py").write_text(program)
+        self.publish(
+            sys.executable, "-IS", str(self.root / "engine.py"), *arguments, release=release, stop=stop, env=env
+        )
+
+    def start(self) -> subprocess.Popen[bytes]:
+        with (self.root / "stdout").open("wb") as out, (self.root / "stderr").open("wb") as err:
+            process = subprocess.Popen(
+                [*self.prefix, *self.shell_command, str(self.volume / "start_command.sh")],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                env=os.environ | self.env | {"WINGS_TEST_ROOT": str(self.root)},
+                start_new_session=True,
+            )
+        self.processes.append(process)
+        return process
+
+    def run(self, program: str, *arguments: str, release: int = 5, stop: int = 5) -> subprocess.Popen[bytes]:
+        """Publish a Python program as the engine, start it, wait until it says that it is up."""
+        self.publish_program(program, *arguments, release=release, stop=stop)
+        process = self.start()
+        self.until(lambda: b"up" in self.log())
+        return process
+
+    @staticmethod
+    def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "it did not come to pass in time"
+            time.sleep(0.005)
+
+    def left_behind(self) -> list[int]:
+        """Processes of this container that are still there."""
+        mark = f"WINGS_TEST_ROOT={self.root}".encode()
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                if entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+        return found
+
+    def clear(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait(10)
+        for pid in self.left_behind():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
