@@ -1,4 +1,4 @@
-"""The fake engine answers as vLLM 0.32.0 did: each captured request, replayed.
+"""The fake engine answers as the real ones did: each captured request of vLLM, replayed, and most of the others'.
 
 Compared are the status, the header names in their order (and the values that do not vary), the body of an error word by
 word, the shape of any other document, and of a stream the framing and the sequence of event shapes.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ import pytest
 
 from tests.fake.client import End, Reply, exchange, parse, request, split_chunks
 from tests.fake.faults import chunk
-from tests.fake_engine import FakeEngine, StartEngine, Stop
+from tests.fake_engine import FakeEngine, Flavour, StartEngine, Stop
 
-DATA = Path(__file__).parent / "data" / "vllm-0.32.0"
+CAPTURES = Path(__file__).parent / "data"
+DATA = CAPTURES / "vllm-0.32.0"
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "Hello! How are you?"}]
 CHINESE = [{"role": "user", "content": "你好，请自我介绍一下"}]
@@ -164,8 +166,8 @@ HEAD_ONLY = {"get_docs", "apikey_nokey_docs", "get_openapi", "devmode_server_inf
 VARYING = {"date", "content-length", "x-request-id"}
 
 
-def captured(name: str) -> Reply:
-    reply = parse((DATA / f"{name}.http").read_bytes(), head_only=name.startswith("head_"))
+def captured(name: str, directory: Path = DATA) -> Reply:
+    reply = parse((directory / f"{name}.http").read_bytes(), head_only=name.startswith("head_"))
     assert reply is not None
     return reply
 
@@ -295,6 +297,113 @@ async def test_the_load_is_told_as_captured(fake_engine: StartEngine) -> None:
     assert answer.json == {"server_load": 1}
     await engine.kill_core()
     await reply
+
+
+# The other engines: what a client meets every day.
+
+LONG = "hello " * 9000
+USAGE = {"include_usage": True}
+SGLANG_REQUESTS: Mapping[str, bytes] = {
+    "chat_nonstream": chat(),
+    "chat_stream": stream(),
+    "chat_stream_usage": stream(stream_options=USAGE),
+    "chat_stream_zh": stream(messages=CHINESE),
+    "completions_stream": request("/v1/completions", {"prompt": "x", "max_tokens": 4, "stream": True}),
+    "err_bad_json": request(CHAT, b"{bad", JSON),
+    "err_empty": request(CHAT, b"", JSON),
+    "err_missing_messages": request(CHAT, {"model": "/models/tiny-qwen2"}),
+    "err_wrong_type": chat(max_tokens="many"),
+    "err_too_long": chat(messages=[{"role": "user", "content": LONG}]),
+    "err_too_long_stream": stream(messages=[{"role": "user", "content": LONG}]),
+    "err_text_plain": request(CHAT, b"hello", ("content-type", "text/plain")),
+    "err_unknown_model": chat(model="nope"),
+    "err_unknown_path": request("/v1/nope", {}),
+    "get_health": request("/health"),
+    "get_health_generate": request("/health_generate"),
+    "get_load": request("/load"),
+    "get_nope": request("/nope"),
+    "get_ping": request("/ping"),
+    "get_ready": request("/ready"),
+    "get_root": request("/"),
+    "get_v1_chat": request(CHAT),
+    "get_v1_models": request("/v1/models"),
+    "get_version": request("/version"),
+    "head_health": request("/health", method="HEAD"),
+    "options_chat": request(CHAT, method="OPTIONS"),
+}
+LLAMACPP_REQUESTS: Mapping[str, bytes] = {
+    "chat_stream_usage": stream(stream_options=USAGE),
+    "chat_stream_zh": stream(messages=CHINESE),
+    "embeddings": request("/v1/embeddings", {"input": "hello"}),
+    "err_bad_json": request(CHAT, b"{bad", JSON),
+    "err_empty": request(CHAT, b"", JSON),
+    "err_missing_messages": request(CHAT, {}),
+    "err_too_long": chat(messages=[{"role": "user", "content": LONG}]),
+    "get_chat": request(CHAT),
+    "get_health": request("/health"),
+    "get_load": request("/load"),
+    "get_nope": request("/nope"),
+    "get_ping": request("/ping"),
+    "get_v1_health": request("/v1/health"),
+    "get_version": request("/version"),
+}
+# Their messages name numbers of tokens, files of the server, or the words of another JSON parser.
+WORDED = {"err_too_long", "err_too_long_stream", "err_bad_json", "err_empty", "err_missing_messages", "err_wrong_type"}
+
+
+@pytest.mark.parametrize("name", SGLANG_REQUESTS)
+async def test_sglang_answers_as_captured(fake_engine: StartEngine, name: str) -> None:
+    engine = await fake_engine(flavour=Flavour.SGLANG)
+    ours, theirs = await exchange(engine.port, SGLANG_REQUESTS[name]), captured(name, CAPTURES / "sglang-0.5.23")
+    if name in WORDED:
+        assert (ours.status, shape(ours.json)) == (theirs.status, shape(theirs.json))
+        return
+    if theirs.chunks is None and theirs.status == 200 and theirs.body.startswith(b"{"):
+        # The fake tells no weight versions.
+        assert ours.json.keys() == theirs.json.keys()
+        assert [header for header, _ in ours.headers] == [header for header, _ in theirs.headers]
+        return
+    assert_alike(name, ours, theirs)
+
+
+@pytest.mark.parametrize("name", LLAMACPP_REQUESTS)
+async def test_llamacpp_answers_as_captured(fake_engine: StartEngine, name: str) -> None:
+    engine = await fake_engine(flavour=Flavour.LLAMACPP)
+    ours, theirs = await exchange(engine.port, LLAMACPP_REQUESTS[name]), captured(name, CAPTURES / "llamacpp-b11549")
+    assert ours.status == theirs.status
+    assert [header for header, _ in ours.headers] == [header for header, _ in theirs.headers]
+    if theirs.chunks is None:
+        assert shape(ours.json) == shape(theirs.json)
+        return
+    assert ours.chunks is not None
+    # Several events in one chunk, at the same places.
+    events = [[each.count(b"data: ") for each in chunks] for chunks in (ours.chunks, theirs.chunks)]
+    assert events[0][0] == events[1][0] == 2
+    assert events[0][-2:] == events[1][-2:]
+
+
+@pytest.mark.parametrize(
+    ("flavour", "log", "model"),
+    [
+        (Flavour.VLLM, "vllm-0.32.0/start_serve_stop.log", "/models/tiny-qwen2"),
+        (Flavour.SGLANG, "sglang-0.5.23/start_serve_drain.log", "/models/tiny-qwen2"),
+        (Flavour.LLAMACPP, "llamacpp-b11549/start_serve.log", "/models/gemma-3-270m-q4_k_m.gguf"),
+    ],
+)
+async def test_the_log_has_only_lines_the_engine_has(
+    fake_engine: StartEngine, flavour: Flavour, log: str, model: str
+) -> None:
+    engine = await fake_engine(flavour=flavour, model=model, stats_seconds=0.01, device="CPU", token_seconds=0.01)
+    # Long enough for a statistics line while it runs.
+    await exchange(engine.port, stream(max_tokens=5))
+    await engine.terminate()
+    assert outlines(engine.printed) <= outlines((CAPTURES / log).read_text())
+
+
+def outlines(text: str) -> set[str]:
+    """Return how the lines of a log begin, every number 0, paths of modules and runs of spaces shortened."""
+    lines = text.replace("\r", "\n").split("\n")
+    return {re.sub(r" +", " ", re.sub(r"\d+", "0", re.sub(r"\S*/api_server.py\S* ", "", line)))[:52] for line in lines}
 
 
 def test_no_capture_is_left_out() -> None:

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import signal
+import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -331,6 +332,15 @@ async def test_a_stall_keeps_health_at_200(fake_engine: StartEngine) -> None:
         await stream
 
 
+async def test_sigterm_ends_a_stall(fake_engine: StartEngine) -> None:
+    engine = await fake_engine(fault=Fault.STALL)
+    streams = [asyncio.create_task(exchange(engine.port, each)) for each in (STREAM, chat())]
+    await engine.until(lambda: engine.running == 2)
+    await engine.terminate()
+    assert b'"finish_reason":"abort"' in (await streams[0]).raw
+    assert b'"finish_reason":"abort"' in (await streams[1]).raw
+
+
 async def test_an_error_event_ends_a_stream(fake_engine: StartEngine) -> None:
     _, reply = await strike(fake_engine, Fault.ERROR_EVENT)
     *_, error, done = reply.events
@@ -589,6 +599,41 @@ async def test_the_shim_runs_in_the_engines_place(tmp_path: Path, unused_tcp_por
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("end", "survive"), [(signal.SIGTERM, False), (signal.SIGKILL, True)])
+def test_children_end_with_a_clean_stop_and_outlive_a_crash(
+    unused_tcp_port: int, end: signal.Signals, survive: bool
+) -> None:
+    argv = [sys.executable, "-m", "tests.fake", "--port", str(unused_tcp_port), "--fake", "children=1"]
+    with subprocess.Popen(
+        argv, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        while "Application startup complete." not in process.stderr.readline():
+            assert process.poll() is None
+        child = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
+        process.send_signal(end)
+        process.wait()
+    try:
+        os.kill(child, signal.SIGKILL)
+    except ProcessLookupError:
+        survived = False
+    else:
+        survived = True
+    assert survived is survive
+
+
+@pytest.mark.slow
+async def test_a_dead_core_takes_the_server_along_with_exit_code_0(unused_tcp_port: int) -> None:
+    argv = ["-m", "tests.fake", "--port", str(unused_tcp_port), "--fake", "core_death_seconds=0.1"]
+    process = await launch(sys.executable, *argv, PYTHONPATH=str(ROOT))
+    await printed_until(process, b"Application startup complete.")
+    process.send_signal(signal.SIGUSR1)
+    await printed_until(process, b"EngineDeadError")
+    assert (await exchange(unused_tcp_port, HEALTH)).status == 503
+    assert await process.wait() == 0
+
+
+@pytest.mark.slow
 async def test_sigterm_while_loading_ends_by_the_signal(unused_tcp_port: int) -> None:
     argv = ["-m", "tests.fake", "--port", str(unused_tcp_port), "--fake", "boot_seconds=inf"]
     process = await launch(sys.executable, *argv, PYTHONPATH=str(ROOT))
@@ -604,6 +649,7 @@ async def test_sigterm_while_loading_ends_by_the_signal(unused_tcp_port: int) ->
         ("model_path", 1, b"HFValidationError: Repo id must be in the form"),
         ("context_too_long", 1, b"For further information visit"),
         ("port_in_use", 1, b"OSError: [Errno 98] Address already in use"),
+        ("cuda_oom", 1, b"RuntimeError: Engine core initialization failed. See root cause above."),
         ("unknown_flag", 2, b"error: unrecognized arguments: --no-such-flag"),
     ],
 )

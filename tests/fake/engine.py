@@ -202,11 +202,14 @@ class FakeEngine:
     async def kill_core(self) -> None:
         """Die as vLLM's API server does when its core was killed: error events, then 503 and 500 for good.
 
-        The real one ends with exit code 0 some 5 s later: call `crash(0)` for that.
+        After `core_death_seconds`, unless that is inf, the process ends with exit code 0.
         """
         self._service.emit(self._service.log.core_died())
         self._service.end_generations("dead")
         await self.until(lambda: self.running + self.waiting == 0)
+        if self.settings.core_death_seconds != float("inf"):
+            await asyncio.sleep(self.settings.core_death_seconds)
+            await self._exit(0)
 
     async def restart(self) -> None:
         """Start again on the same port, as a restarted container does; counters and record go on."""

@@ -126,8 +126,6 @@ async def within(
         case Fault.BAD_CHUNK:
             connection.write(b"zz\r\ndata: {}\n\n\r\n")
             connection.close()
-        case Fault.STALL:
-            await asyncio.Event().wait()
         case Fault.ERROR_EVENT:
             connection.write(chunk(error_event) + chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
         case Fault.EXIT:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from tests.fake.counters import Counters
@@ -184,7 +184,7 @@ class Log:
                     f"[loggers.py:335] Engine 000: Avg prompt throughput: {prompt / seconds:.1f} tokens/s, "
                     f"Avg generation throughput: {generation / seconds:.1f} tokens/s, "
                     f"Running: {counters.running} reqs, Waiting: {counters.waiting} reqs, "
-                    f"GPU KV cache usage: {percent:.1f}%, Prefix cache hit rate: {hits:.1f}%"
+                    f"{self._settings.device} KV cache usage: {percent:.1f}%, Prefix cache hit rate: {hits:.1f}%"
                 )
             case Flavour.SGLANG:
                 yield self._line(
@@ -211,9 +211,28 @@ class Log:
 
     def stopped(self) -> Iterator[Output]:
         """Yield the last lines before a clean exit."""
-        if self._settings.flavour is Flavour.VLLM:
-            yield Output("INFO:     Shutting down\nINFO:     Waiting for application shutdown.\n", stderr=True)
-            yield Output("INFO:     Application shutdown complete.\n", stderr=True)
+        for line in ("Shutting down", "Waiting for application shutdown.", "Application shutdown complete."):
+            match self._settings.flavour:
+                case Flavour.VLLM:
+                    yield Output(f"INFO:     {line}\n", stderr=True)
+                case Flavour.SGLANG:
+                    yield self._line(f"INFO:     {line}")
+                case Flavour.LLAMACPP:
+                    return
+
+    def failed(self, lines: Iterable[str]) -> Iterator[Output]:
+        """Yield a start that ends in a traceback of the core process."""
+        for output in self.start(self._settings.port):
+            yield output
+            if "Starting to load model" in output.text:
+                break
+        for line in lines:
+            yield self._line(f"[core.py:1136] {line}", process="EngineCore", level="ERROR")
+        yield Output(
+            "Traceback (most recent call last):\n"
+            "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}\n",
+            stderr=True,
+        )
 
     def core_died(self) -> Iterator[Output]:
         """Yield what vLLM's API server prints when its core is gone."""

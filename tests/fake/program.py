@@ -15,13 +15,11 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from tests.fake.counters import Counters
 from tests.fake.engine import FakeEngine
-from tests.fake.logs import Output
+from tests.fake.failures import NAMES, failure
+from tests.fake.logs import Log, Output
 from tests.fake.settings import FakeSettings, Flavour, Stop
-
-_DATA = Path(__file__).parent.parent / "data" / "vllm-0.32.0"
-# What the captured failed starts end with.
-_FAILURES = {"model_path": 1, "context_too_long": 1, "port_in_use": 1, "unknown_flag": 2}
 
 _NAMES = {
     "--model": "model",
@@ -69,6 +67,8 @@ def settings_from(argv: Sequence[str], environ: Mapping[str, str]) -> FakeSettin
             changes[_SWITCHES[flag]] = True
     changes |= json.loads(environ.get("FAKE_ENGINE", "{}"))
     settings.change(changes)
+    if settings.start_failure and settings.start_failure not in NAMES:
+        raise ValueError(f"start_failure={settings.start_failure!r}: there are {', '.join(NAMES)}")
     if settings.flavour is Flavour.LLAMACPP:
         # `-c` is the context of all slots together.
         settings.max_model_len //= settings.max_num_seqs
@@ -109,6 +109,7 @@ async def _run(settings: FakeSettings, children: Sequence[subprocess.Popen[bytes
         if engine.stopping:
             for child in children:
                 child.kill()
+                child.wait()
         if code < 0:
             loop.remove_signal_handler(signal.SIGTERM)
             os.kill(os.getpid(), -code)
@@ -134,13 +135,13 @@ async def _run(settings: FakeSettings, children: Sequence[subprocess.Popen[bytes
 
 
 async def _fail(name: str, settings: FakeSettings) -> None:
-    """Print what a failed start of the real engine printed, and end with its exit code."""
-    text = (_DATA / f"start_{name}.log").read_text()
-    lines = text.splitlines(keepends=True)
-    for line in lines:
-        _write(Output(line, stderr=True))
-        await asyncio.sleep(settings.boot_seconds / len(lines))
-    os._exit(_FAILURES[name])
+    """Print what a failed start of the real engine prints, and end with its exit code."""
+    code, output = failure(name, Log(settings, Counters()))
+    pieces = list(output)
+    for piece in pieces:
+        _write(piece)
+        await asyncio.sleep(settings.boot_seconds / len(pieces))
+    os._exit(code)
 
 
 def main() -> None:

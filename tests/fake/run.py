@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 import zlib
 from collections.abc import Awaitable, Callable, Iterable
@@ -178,6 +179,10 @@ class Run:
         finished[finish] = finished.get(finish, 0) + 1
 
     async def _strike(self) -> bool:
+        if self._fault is Fault.STALL:
+            # SIGTERM ends it, as it ends every generation.
+            await self._host.pause(math.inf)
+            return True
         assert self._fault is not None
         event = self._dialect.error_event()
         return await faults.within(self._fault, self._connection, self._host.settings, event, self._host.leave)
@@ -186,7 +191,7 @@ class Run:
         host, generation = self._host, self._generation
         match self._fault:
             case Fault.STALL:
-                await asyncio.Event().wait()
+                await host.pause(math.inf)
             case Fault.EXIT:
                 await host.leave(host.settings.exit_code)
                 return False

@@ -140,6 +140,7 @@ class FakeSettings:
     boot_seconds: float = 0.0
     loading_seconds: float = 0.0
     shards: int = 4
+    # As a program: end with the output and exit code of a failed start, by name in `tests/fake/failures.py`.
     start_failure: str = ""
 
     # Generation.
@@ -147,6 +148,8 @@ class FakeSettings:
     first_token_seconds: float = 0.0
     token_seconds: float = 0.0
     stats_seconds: float = 10.0
+    # As the statistics line names it: GPU, CPU, NPU.
+    device: str = "GPU"
 
     # Health, metrics, identity.
     health: Health = Health.OK
@@ -173,6 +176,8 @@ class FakeSettings:
     exit_code: int = 0
     # Processes of the same group beside the leader, as vLLM's core and worker: they outlive a killed leader.
     children: int = 0
+    # After `kill_core`: when the API server follows, with exit code 0 (some 5 s). inf: VLLM_KEEP_ALIVE_ON_ENGINE_DEATH.
+    core_death_seconds: float = float("inf")
 
     def change(self, changes: Mapping[str, object]) -> None:
         """Set fields by name, from strings (command line) or JSON values; ValueError names a wrong one."""

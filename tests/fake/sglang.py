@@ -112,8 +112,8 @@ class Sglang(Dialect):
         if not request.body:
             return _invalid(request.path, "missing", ("body",), "Field required", None)
         if (request.header("content-type") or "").partition(";")[0].strip().lower() != "application/json":
-            detail = {"loc": ["header", "content-type"], "type": "value_error"}
-            detail["msg"] = "Unsupported Media Type: Only 'application/json' is allowed"
+            message = "Unsupported Media Type: Only 'application/json' is allowed"
+            detail = {"loc": ["header", "content-type"], "msg": message, "type": "value_error"}
             return _error(400, f"1 validation error:\n  {detail} [{detail}]", "Bad Request")
         try:
             body = json.loads(request.body)
