@@ -11,19 +11,16 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from wings_proxy.api_errors import ApiError
+from wings_proxy.api_keys import Authorizer
+from wings_proxy.exchange import UpstreamFault
 from wings_proxy.forward import Forwarder, ForwardSettings
 from wings_proxy.inflight import Inflight
 from wings_proxy.metrics import RequestMetrics
 from wings_proxy.upstream import Pool
-
-if TYPE_CHECKING:
-    from wings_proxy.api_errors import ApiError
-    from wings_proxy.api_keys import Authorizer
-    from wings_proxy.exchange import UpstreamFault
 
 ROUTE = "/v1/chat/completions"
 

@@ -7,10 +7,8 @@ fields are the record's `fields` attribute, a plain dictionary of JSON values.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from wings_proxy.exchange import Exchange
+from wings_proxy.exchange import Exchange
 
 logger = logging.getLogger("wings_proxy.access")
 

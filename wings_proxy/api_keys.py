@@ -11,13 +11,11 @@ import hashlib
 import hmac
 import logging
 import os
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
 
 from wings_proxy.api_errors import ApiError, ErrorCode
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
 
 logger = logging.getLogger(__name__)
 

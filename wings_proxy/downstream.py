@@ -15,13 +15,10 @@ from __future__ import annotations
 
 import socket
 import struct
-from typing import TYPE_CHECKING
 
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import HttpVersion11
-
-if TYPE_CHECKING:
-    from aiohttp.abc import AbstractStreamWriter
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 

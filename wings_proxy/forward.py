@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from aiohttp import hdrs, web
 
 from wings_proxy.access_log import log_exchange
 from wings_proxy.api_errors import ApiError, ErrorCode
+from wings_proxy.api_keys import Authorizer
 from wings_proxy.downstream import Downstream, SentResponse
 from wings_proxy.exchange import AbortPhase, Exchange, UpstreamFault
 from wings_proxy.headers import (
@@ -21,16 +23,11 @@ from wings_proxy.headers import (
     request_id,
 )
 from wings_proxy.http1 import LAST_CHUNK, connection_options, encode_chunk
+from wings_proxy.inflight import Inflight
+from wings_proxy.metrics import RequestMetrics
 from wings_proxy.relay import Relay, upstream_api_error
 from wings_proxy.upload import pump_body, read_small_body, too_large
 from wings_proxy.upstream import LOOPBACK, Connection, Pool, UpstreamError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from wings_proxy.api_keys import Authorizer
-    from wings_proxy.inflight import Inflight
-    from wings_proxy.metrics import RequestMetrics
 
 logger = logging.getLogger(__name__)
 

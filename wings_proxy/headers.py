@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from wings_proxy.api_errors import ApiError
-    from wings_proxy.http1 import ResponseHead
+from wings_proxy.api_errors import ApiError
+from wings_proxy.http1 import ResponseHead
 
 REQUEST_ID_HEADER = b"X-Request-Id"
 

@@ -6,9 +6,11 @@ out, nobody woken. The handler sleeps until the answer has ended or the client's
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from collections.abc import Callable
 
 from wings_proxy.api_errors import ApiError, ErrorCode
+from wings_proxy.downstream import Downstream
 from wings_proxy.exchange import Exchange, UpstreamFault
 from wings_proxy.headers import response_head
 from wings_proxy.http1 import (
@@ -21,15 +23,9 @@ from wings_proxy.http1 import (
     find_head,
     parse_head,
 )
+from wings_proxy.inflight import Inflight
+from wings_proxy.metrics import RouteMetrics
 from wings_proxy.upstream import Connection, UpstreamError
-
-if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Callable
-
-    from wings_proxy.downstream import Downstream
-    from wings_proxy.inflight import Inflight
-    from wings_proxy.metrics import RouteMetrics
 
 MAX_INTERIM_RESPONSES = 32
 HEAD_SECONDS = 30.0

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from aiohttp import StreamReader, web
 
 from wings_proxy.api_errors import ApiError, ErrorCode
+from wings_proxy.exchange import Exchange
 from wings_proxy.http1 import LAST_CHUNK, encode_chunk
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from wings_proxy.exchange import Exchange
-    from wings_proxy.upstream import Connection
+from wings_proxy.upstream import Connection
 
 
 def too_large(limit: int) -> ApiError:
