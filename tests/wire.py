@@ -270,10 +270,15 @@ class Proxy:
         if receive_buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
-        limit = 2**16 if receive_buffer is None else 1
-        client = Client(*await asyncio.open_connection(sock=sock, limit=limit))
+        client = Client(*await asyncio.open_connection(sock=sock))
         self.clients.append(client)
         return client
+
+    async def busy(self) -> None:
+        """Return once a request is in flight."""
+        async with asyncio.timeout(5):
+            while not self.inflight.count:  # noqa: ASYNC110 - nobody but a test waits for this
+                await asyncio.sleep(0)
 
     async def idle(self) -> None:
         """Return once no request is in flight."""

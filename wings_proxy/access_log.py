@@ -14,7 +14,7 @@ logger = logging.getLogger("wings_proxy.access")
 
 
 def log_exchange(exchange: Exchange, ended: float) -> None:
-    """Write the record of a request that ended at loop time *ended*."""
+    """Write the record of a request that ended at monotonic time *ended*."""
     if not logger.isEnabledFor(logging.INFO):
         return
     started, first = exchange.started, exchange.first_byte

@@ -8,7 +8,8 @@ on, for aiohttp 3.14 (`web_protocol.RequestHandler`), each point held by a test:
 - a handler that returns before the request's body was read gets the rest read over, for `lingering_time`;
 - `request.protocol.writing_paused` says that the transport's buffer is full, `request.writer.drain()` waits
   until it is not;
-- with `handler_cancellation` the handler is cancelled when the connection is lost.
+- with `handler_cancellation` the handler is cancelled when the connection is lost;
+- a body that stops being HTTP puts an error behind the request into `_messages`, and the body just never ends.
 """
 
 from __future__ import annotations
@@ -70,6 +71,11 @@ class Downstream:
     def is_gone(self) -> bool:
         """Whether the client closed the connection."""
         return self._protocol.transport is None
+
+    @property
+    def body_is_broken(self) -> bool:
+        """Whether the request's body, not at its end yet, cannot go on: what follows it was read already."""
+        return bool(self._protocol._messages)
 
     @property
     def connection_field(self) -> bytes | None:

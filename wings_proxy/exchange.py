@@ -49,11 +49,11 @@ class Exchange:
     method: str
     request_id: str
     started: float
-    """Loop time at which the request's head was complete."""
+    """Monotonic time at which the request's head was complete."""
     status: int = 0
     """The status the client got; 499 if it left before the answer's end, 0 while there is none."""
     first_byte: float | None = None
-    """Loop time of the answer's first body byte."""
+    """Monotonic time of the answer's first body byte."""
     received_bytes: int = 0
     sent_bytes: int = 0
     chunks: int = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -26,7 +27,7 @@ from wings_proxy.http1 import LAST_CHUNK, connection_options, encode_chunk
 from wings_proxy.inflight import Inflight
 from wings_proxy.metrics import RequestMetrics
 from wings_proxy.relay import Relay, upstream_api_error
-from wings_proxy.upload import pump_body, read_small_body, too_large
+from wings_proxy.upload import Body, pump_body, too_large
 from wings_proxy.upstream import LOOPBACK, Connection, Pool, UpstreamError
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ class Forwarder:
         gate: Gate,
         authorize: Authorizer | None = None,
         on_fault: Callable[[UpstreamFault], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take what requests share.
 
@@ -100,9 +102,13 @@ class Forwarder:
         self.loop = pool.loop
         self.inflight = inflight
         self.metrics = metrics
+        metrics.in_flight = lambda: inflight.count
+        metrics.idle_connections = lambda: pool.idle
+        metrics.connections_opened = lambda: pool.opened
         self.gate = gate
         self.authorize = authorize
         self.on_fault = on_fault
+        self.clock = clock
         self.host = f"{LOOPBACK}:{settings.engine_port}".encode()
         keeps_credentials = authorize is None and settings.engine_authorization is None
         self.without = _NO_NAMES if keeps_credentials else CREDENTIALS
@@ -133,7 +139,7 @@ class _Forwarding:
         self.request = request
         given = request.headers.get("X-Request-Id")
         self.request_id = request_id(None if given is None else given.encode("utf-8", "surrogateescape"))
-        self.exchange = Exchange(route, request.method, self.request_id.decode(), owner.loop.time())
+        self.exchange = Exchange(route, request.method, self.request_id.decode(), owner.clock())
         self.client = Downstream(request)
         self.relay: Relay | None = None
         self.sought = False
@@ -160,7 +166,7 @@ class _Forwarding:
                 logger.exception("request %s failed in the proxy", exchange.request_id)
                 self._refuse(ApiError(500, ErrorCode.INTERNAL_ERROR, "the proxy failed", close=True))
         finally:
-            ended = self.owner.loop.time()
+            ended = self.owner.clock()
             self.owner.metrics.count(exchange, ended)
             log_exchange(exchange, ended)
         return SentResponse(exchange.status, exchange.sent_bytes, keep_alive=self.client.keep_alive)
@@ -239,11 +245,14 @@ class _Forwarding:
                 self.client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             if chunked or (request.content_length or 0) > SMALL_BODY_BYTES:
                 return None
-            body = await read_small_body(content, settings.body_pause_seconds)
+            body = await self._body().read_all()
         if len(body) > settings.max_body_bytes:
             raise too_large(settings.max_body_bytes)
         self.exchange.received_bytes = len(body)
         return encode_chunk(body) + LAST_CHUNK if chunked and body else LAST_CHUNK if chunked else body
+
+    def _body(self) -> Body:
+        return Body(self.request.content, self.client, self.owner.settings.body_pause_seconds)
 
     async def _connect(self) -> Connection:
         try:
@@ -257,6 +266,7 @@ class _Forwarding:
         owner = self.owner
         relay = self.relay = Relay(
             owner.loop,
+            owner.clock,
             connection,
             self.client,
             self.exchange,
@@ -292,27 +302,25 @@ class _Forwarding:
 
     def _whole_request_sent(self, relay: Relay) -> None:
         relay.request_sent = True
-        relay.progress = self.owner.loop.time()
+        relay.progress = self.owner.clock()
         if not self.sent:
             self.sent = True
             self.owner.inflight.sent()
 
     async def _upload(self, relay: Relay, connection: Connection, *, chunked: bool) -> None:
         """Stream the request's body; its failure ends the answer."""
-        settings = self.owner.settings
 
         def moved() -> None:
-            relay.progress = self.owner.loop.time()
+            relay.progress = self.owner.clock()
 
         try:
             await pump_body(
-                self.request.content,
+                self._body(),
                 connection,
                 self.exchange,
                 moved,
                 chunked=chunked,
-                limit=settings.max_body_bytes,
-                seconds=settings.body_pause_seconds,
+                limit=self.owner.settings.max_body_bytes,
             )
         except ApiError as error:
             relay.refuse(error)

@@ -269,8 +269,6 @@ class ChunkedDecoder:
             self._remaining = int(match[1], 16)
             self._part = _Part.DATA if self._remaining else _Part.TRAILER
         elif self._part is _Part.DATA_END:
-            if line:
-                raise ProtocolError("a chunk is longer than its size")
             self._part = _Part.SIZE
         elif line:
             self._trailer_bytes += len(line)

@@ -22,7 +22,7 @@ class Inflight:
         self.at_engine = 0
         self.total = 0
         self.last_byte = 0.0
-        """Loop time of the newest byte from the engine on any stream; 0.0 before the first."""
+        """Monotonic time, as the loop's, of the newest byte from the engine on any stream; 0.0 before the first."""
 
     def begin(self) -> None:
         """Count an admitted request."""

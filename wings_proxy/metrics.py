@@ -138,7 +138,7 @@ class RequestMetrics(Collector):
         self.registry.register(self)
 
     def count(self, exchange: Exchange, ended: float) -> None:
-        """Count one request that ended at loop time *ended*."""
+        """Count one request that ended at monotonic time *ended*."""
         route = self.route(exchange.route)
         route.requests[exchange.status] = route.requests.get(exchange.status, 0) + 1
         route.duration.observe(ended - exchange.started)

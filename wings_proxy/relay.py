@@ -38,6 +38,7 @@ class Relay:
     __slots__ = (
         "_chunked",
         "_client",
+        "_clock",
         "_connection",
         "_convert",
         "_decoder",
@@ -69,6 +70,7 @@ class Relay:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float],
         connection: Connection,
         client: Downstream,
         exchange: Exchange,
@@ -81,6 +83,7 @@ class Relay:
         idle_seconds: float | None,
     ) -> None:
         self._loop = loop
+        self._clock = clock
         self._connection = connection
         self._client = client
         self._exchange = exchange
@@ -111,8 +114,8 @@ class Relay:
         """Whether the engine provably did not read the request to its end."""
         self.request_sent = False
         """Whether the whole request was handed to the connection; set by the handler."""
-        self.progress = loop.time()
-        """Loop time at which the request, later the answer, last moved."""
+        self.progress = clock()
+        """Clock time at which the request, later the answer, last moved."""
         if first_byte_seconds is not None:
             self._timer = loop.call_later(first_byte_seconds, self._late)
 
@@ -132,7 +135,7 @@ class Relay:
 
     def data_received(self, data: bytes) -> None:
         """Pass bytes of the answer on."""
-        self._inflight.last_byte = self._loop.time()
+        self._inflight.last_byte = self._clock()
         try:
             wire = self._convert(data)
         except ProtocolError as error:
@@ -173,7 +176,7 @@ class Relay:
     def resume(self) -> None:
         """Read on: the client took what it had."""
         self.paused = False
-        self.progress = self._loop.time()
+        self.progress = self._clock()
         self._connection.resume_reading()
 
     def fail(self, fault: UpstreamFault, detail: str) -> None:
@@ -321,7 +324,7 @@ class Relay:
             limit, fault = self._idle_seconds, UpstreamFault.IDLE_TIMEOUT
         else:
             limit, fault = self._first_byte_seconds, UpstreamFault.FIRST_BYTE_TIMEOUT
-        now = self._loop.time()
+        now = self._clock()
         left = 0.0
         if limit is not None:
             left = limit if self.paused else self.progress + limit - now

@@ -8,9 +8,13 @@ from collections.abc import Callable
 from aiohttp import StreamReader, web
 
 from wings_proxy.api_errors import ApiError, ErrorCode
+from wings_proxy.downstream import Downstream
 from wings_proxy.exchange import Exchange
 from wings_proxy.http1 import LAST_CHUNK, encode_chunk
 from wings_proxy.upstream import Connection
+
+_LOOK_SECONDS = 0.5
+"""How often a body that pauses is looked at for having become malformed."""
 
 
 def too_large(limit: int) -> ApiError:
@@ -18,43 +22,60 @@ def too_large(limit: int) -> ApiError:
     return ApiError(413, ErrorCode.REQUEST_TOO_LARGE, f"the request's body is longer than {limit} bytes", close=True)
 
 
-async def _read_some(content: StreamReader, seconds: float) -> bytes:
-    """Return the next bytes of a request's body, b"" at its end."""
-    try:
-        async with asyncio.timeout(seconds):
-            return await content.readany()
-    except TimeoutError as error:
-        raise ApiError(
-            408, ErrorCode.REQUEST_TIMEOUT, f"no byte of the request's body for {seconds:g} s", close=True
-        ) from error
-    except web.RequestPayloadError as error:
-        raise ApiError(400, ErrorCode.INVALID_REQUEST, "the request's body is malformed", close=True) from error
+class Body:
+    """The body of a client's request, as it comes."""
+
+    def __init__(self, content: StreamReader, client: Downstream, pause_seconds: float) -> None:
+        """Take the longest pause the client may make inside its body."""
+        self._content = content
+        self._client = client
+        self._pause_seconds = pause_seconds
+
+    async def read(self) -> bytes:
+        """Return what has come, at least one byte, or b"" at the end; raises ApiError when it will not come."""
+        waited = 0.0
+        while True:
+            step = min(_LOOK_SECONDS, self._pause_seconds - waited)
+            try:
+                async with asyncio.timeout(step):
+                    return await self._content.readany()
+            except TimeoutError as error:
+                waited += step
+                if self._client.body_is_broken:
+                    raise _malformed() from error
+                if waited >= self._pause_seconds:
+                    message = f"no byte of the request's body for {self._pause_seconds:g} s"
+                    raise ApiError(408, ErrorCode.REQUEST_TIMEOUT, message, close=True) from error
+            except web.RequestPayloadError as error:
+                raise _malformed() from error
+
+    async def read_all(self) -> bytes:
+        """Return the whole of a body known to be small."""
+        pieces = []
+        while piece := await self.read():
+            pieces.append(piece)
+        return b"".join(pieces)
 
 
-async def read_small_body(content: StreamReader, seconds: float) -> bytes:
-    """Return the whole of a body known to be small; *seconds* is the longest pause a client may make."""
-    pieces = []
-    while piece := await _read_some(content, seconds):
-        pieces.append(piece)
-    return b"".join(pieces)
+def _malformed() -> ApiError:
+    return ApiError(400, ErrorCode.INVALID_REQUEST, "the request's body is malformed", close=True)
 
 
 async def pump_body(
-    content: StreamReader,
+    body: Body,
     connection: Connection,
     exchange: Exchange,
     moved: Callable[[], None],
     *,
     chunked: bool,
     limit: int,
-    seconds: float,
 ) -> None:
     """Stream a body to the engine, holding no more of it than two buffers.
 
     *moved* is called for each piece the engine's connection took. Raises ApiError when the body is longer
-    than *limit* bytes, malformed, or pauses for more than *seconds*; the engine then has not seen its end.
+    than *limit* bytes, malformed, or pauses too long; the engine then has not seen its end.
     """
-    while piece := await _read_some(content, seconds):
+    while piece := await body.read():
         exchange.received_bytes += len(piece)
         if exchange.received_bytes > limit:
             raise too_large(limit)

@@ -84,7 +84,10 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone (asyncio.Protocol)."""
-        orderly = exc is not None and self._rescue()
+        if exc is not None:
+            self._rescue()
+        # EPIPE, unlike ECONNRESET, says that the end of file had come before the reset.
+        orderly = isinstance(exc, BrokenPipeError)
         self._ended(orderly=orderly, unread=isinstance(exc, ConnectionResetError | BrokenPipeError))
 
     def _ended(self, *, orderly: bool, unread: bool) -> None:
@@ -95,21 +98,20 @@ class Connection(asyncio.Protocol):
             self._receiver = None
             receiver.connection_ended(orderly=orderly, unread=unread)
 
-    def _rescue(self) -> bool:
-        """Read what the engine said before a write failed; True if that ended in an end of file.
+    def _rescue(self) -> None:
+        """Read what the engine said before a write failed.
 
-        An engine that refuses a body answers, closes, and resets when more of the body comes. The failed
-        write takes the transport down before it has read, yet the answer lies in the socket's buffer.
+        An engine that refuses a body answers, closes, and resets when more of the body comes. The failed write
+        takes the transport down before it has read, yet the answer lies in the socket's buffer.
         """
         while (receiver := self._receiver) is not None:
             try:
                 data = os.read(self._socket.fileno(), 65536)
             except OSError:
-                return False
+                return
             if not data:
-                return True
+                return
             receiver.data_received(data)
-        return False
 
     def is_quiet(self) -> bool:
         """Whether nothing has come since the last answer; asks the kernel, the loop may be behind."""
@@ -251,24 +253,28 @@ class Pool:
 
     async def connect(self) -> Connection:
         """Open a connection; raises UpstreamError when the engine refuses or does not answer in time."""
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         epoch = self._epoch
+        sock: socket.socket | None = None
         try:
+            sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             async with asyncio.timeout(self._connect_timeout_seconds):
                 await self.loop.sock_connect(sock, self._address)
-            _, connection = await self.loop.create_connection(lambda: Connection(sock, epoch), sock=sock)
+            connection = Connection(sock, epoch)
+            await self.loop.create_connection(lambda: connection, sock=sock)
         except BaseException as error:
-            sock.close()
-            if isinstance(error, TimeoutError):
-                raise UpstreamError(
-                    UpstreamFault.CONNECT_TIMEOUT, f"no connection within {self._connect_timeout_seconds:g} s"
-                ) from error
+            if sock is not None:
+                sock.close()
             if isinstance(error, OSError):
-                fault = (
-                    UpstreamFault.CONNECT_REFUSED if error.errno == errno.ECONNREFUSED else UpstreamFault.CONNECT_FAILED
-                )
-                raise UpstreamError(fault, error.strerror or str(error)) from error
+                raise _connect_error(error, self._connect_timeout_seconds) from error
             raise
         self.opened += 1
         return connection
+
+
+def _connect_error(error: OSError, timeout_seconds: float) -> UpstreamError:
+    if isinstance(error, TimeoutError):
+        return UpstreamError(UpstreamFault.CONNECT_TIMEOUT, f"no connection within {timeout_seconds:g} s")
+    refused = error.errno == errno.ECONNREFUSED
+    fault = UpstreamFault.CONNECT_REFUSED if refused else UpstreamFault.CONNECT_FAILED
+    return UpstreamError(fault, error.strerror or str(error))

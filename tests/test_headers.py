@@ -1,0 +1,205 @@
+"""Which header fields cross the proxy, and how."""
+
+from __future__ import annotations
+
+import pytest
+
+from wings_proxy.api_errors import ApiError, ErrorCode
+from wings_proxy.headers import CREDENTIALS, error_response, request_head, request_id, response_head
+from wings_proxy.http1 import ResponseHead, parse_head
+
+ID = b"id-1"
+
+
+def to_engine(*fields: tuple[bytes, bytes], **changes: object) -> list[bytes]:
+    settings: dict[str, object] = {"host": b"127.0.0.1:8000", "request_id": ID, "chunked": False, **changes}
+    head = request_head("POST", "/v1/x", fields, **settings)  # type: ignore[arg-type]
+    assert head.endswith(b"\r\n\r\n")
+    return head[:-4].split(b"\r\n")
+
+
+def from_engine(*lines: bytes, status: bytes = b"200 OK") -> ResponseHead:
+    return parse_head(b"\r\n".join([b"HTTP/1.1 " + status, *lines]) + b"\r\n\r\n", head_request=False)
+
+
+def to_client(head: ResponseHead, *, chunked: bool = False, connection: bytes | None = None) -> list[bytes]:
+    data = response_head(head, request_id=ID, chunked=chunked, connection=connection)
+    assert data.endswith(b"\r\n\r\n")
+    return data[:-4].split(b"\r\n")
+
+
+# ---- request ids
+
+
+@pytest.mark.parametrize(
+    "given", [b"a", b"0f8fad5b-d9cb-469f-a165-70867728950e", b"Root=1-67:a+b/c~d_e.f@g", b"x" * 128]
+)
+def test_a_short_and_clean_request_id_is_kept(given: bytes) -> None:
+    assert request_id(given) == given
+
+
+@pytest.mark.parametrize("given", [None, b"", b"a b", b"a\r\nb", b"\xc3\xa9", b"a;b", b'"a"', b"x" * 129])
+def test_any_other_is_replaced(given: bytes | None) -> None:
+    made = request_id(given)
+    assert len(made) == 32
+    assert int(made, 16) >= 0
+    assert made != request_id(given)
+
+
+# ---- to the engine
+
+
+def test_fields_keep_order_spelling_and_repetitions() -> None:
+    assert to_engine((b"Accept", b"*/*"), (b"x-b", b"1"), (b"X-B", b"2"), (b"Cookie", b"c\xe9")) == [
+        b"POST /v1/x HTTP/1.1",
+        b"Host: 127.0.0.1:8000",
+        b"Accept: */*",
+        b"x-b: 1",
+        b"X-B: 2",
+        b"Cookie: c\xe9",
+        b"X-Request-Id: id-1",
+    ]
+
+
+def test_the_target_is_sent_as_it_came() -> None:
+    head = request_head("GET", "/v1//a%2Fb/../%7e?q=%25&x=+;\udcff", [], host=b"h", request_id=ID, chunked=False)
+    assert head.startswith(b"GET /v1//a%2Fb/../%7e?q=%25&x=+;\xff HTTP/1.1\r\nHost: h\r\n")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"Connection",
+        b"Keep-Alive",
+        b"Proxy-Connection",
+        b"Proxy-Authorization",
+        b"TE",
+        b"Trailer",
+        b"Transfer-Encoding",
+        b"Upgrade",
+        b"Host",
+        b"Expect",
+        b"X-Request-Id",
+    ],
+)
+def test_what_speaks_about_one_connection_ends_here(name: bytes) -> None:
+    assert to_engine((name, b"x")) == to_engine()
+
+
+def test_fields_named_in_connection_end_here() -> None:
+    kept = to_engine((b"X-Hop", b"1"), (b"X-End", b"2"), connection=frozenset({b"x-hop", b"close"}))
+    assert b"X-End: 2" in kept
+    assert b"X-Hop: 1" not in kept
+
+
+def test_a_client_cannot_name_away_what_frames_the_message_or_what_we_add() -> None:
+    kept = to_engine(
+        (b"Content-Length", b"3"),
+        (b"Content-Type", b"a/b"),
+        connection=frozenset({b"content-length", b"content-type", b"x-request-id", b"host", b"authorization"}),
+        authorization=b"Bearer engine",
+    )
+    assert kept[1:] == [
+        b"Host: 127.0.0.1:8000",
+        b"Content-Length: 3",
+        b"Content-Type: a/b",
+        b"Authorization: Bearer engine",
+        b"X-Request-Id: id-1",
+    ]
+
+
+def test_the_clients_credential_is_replaced_by_the_engines() -> None:
+    kept = to_engine(
+        (b"authorization", b"Bearer client"),
+        (b"X-API-Key", b"client"),
+        without=CREDENTIALS,
+        authorization=b"Bearer engine",
+    )
+    assert kept == to_engine(authorization=b"Bearer engine")
+
+
+def test_a_chunked_body_is_announced() -> None:
+    assert b"Transfer-Encoding: chunked" in to_engine((b"transfer-encoding", b"chunked"), chunked=True)
+
+
+# ---- to the client
+
+
+def test_the_engines_head_passes() -> None:
+    head = from_engine(
+        b"server: uvicorn", b"Set-Cookie: a", b"Set-Cookie: b", b"content-length: 2", status=b"418 T\xe9"
+    )
+    assert to_client(head) == [
+        b"HTTP/1.1 418 T\xe9",
+        b"server: uvicorn",
+        b"Set-Cookie: a",
+        b"Set-Cookie: b",
+        b"content-length: 2",
+        b"X-Request-Id: id-1",
+    ]
+
+
+def test_the_engines_connection_is_not_the_clients() -> None:
+    head = from_engine(
+        b"Connection: close, X-Hop, Content-Length",
+        b"Keep-Alive: timeout=5",
+        b"X-Hop: 1",
+        b"X-Request-Id: engine",
+        b"X-Wings-Origin: proxy",
+        b"Trailer: x",
+        b"Content-Length: 2",
+    )
+    assert to_client(head, connection=b"keep-alive") == [
+        b"HTTP/1.1 200 OK",
+        b"Content-Length: 2",
+        b"Connection: keep-alive",
+        b"X-Request-Id: id-1",
+    ]
+
+
+def test_chunks_are_announced_once() -> None:
+    head = from_engine(b"Transfer-Encoding: chunked")
+    assert to_client(head, chunked=True)[1:] == [b"Transfer-Encoding: chunked", b"X-Request-Id: id-1"]
+
+
+def test_a_204_announces_no_length() -> None:
+    head = from_engine(b"Content-Length: 0", status=b"204 No Content")
+    assert to_client(head) == [b"HTTP/1.1 204 No Content", b"X-Request-Id: id-1"]
+
+
+def test_buffering_proxies_are_kept_off_an_event_stream() -> None:
+    head = from_engine(b"Content-Type: text/event-stream", b"Transfer-Encoding: chunked")
+    assert to_client(head)[2:4] == [b"Cache-Control: no-cache", b"X-Accel-Buffering: no"]
+
+
+def test_unless_the_engine_spoke_about_them() -> None:
+    head = from_engine(
+        b"Content-Type: text/event-stream",
+        b"cache-control: private",
+        b"x-accel-buffering: yes",
+        b"Transfer-Encoding: chunked",
+    )
+    assert to_client(head)[1:] == [
+        b"Content-Type: text/event-stream",
+        b"cache-control: private",
+        b"x-accel-buffering: yes",
+        b"X-Request-Id: id-1",
+    ]
+
+
+# ---- our own errors
+
+REFUSAL = ApiError(429, ErrorCode.OVERLOADED, "too many", retry_after=3)
+BODY = b'{"error": {"message": "too many", "type": "rate_limit_error", "param": null, "code": "overloaded"}}'
+
+
+def test_an_error_of_our_own() -> None:
+    assert error_response(REFUSAL, request_id=ID, head_request=False, connection=None) == (
+        b"HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/json\r\nX-Wings-Origin: proxy\r\n"
+        b"Retry-After: 3\r\nContent-Length: %d\r\nX-Request-Id: id-1\r\n\r\n%b" % (len(BODY), BODY)
+    )
+
+
+def test_an_error_for_head_on_a_connection_that_ends() -> None:
+    answer = error_response(REFUSAL, request_id=ID, head_request=True, connection=b"close")
+    assert answer.endswith(b"Connection: close\r\nContent-Length: %d\r\nX-Request-Id: id-1\r\n\r\n" % len(BODY))

@@ -1,0 +1,552 @@
+"""The engine's answer on its way: clean framing out of whatever comes in, and an honest end."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from itertools import pairwise
+from typing import cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wings_proxy.api_errors import ApiError, ErrorCode
+from wings_proxy.downstream import Downstream
+from wings_proxy.exchange import Exchange, UpstreamFault
+from wings_proxy.http1 import encode_chunk
+from wings_proxy.inflight import Inflight
+from wings_proxy.metrics import RouteMetrics
+from wings_proxy.relay import HEAD_SECONDS, MAX_INTERIM_RESPONSES, Relay, upstream_api_error
+from wings_proxy.upstream import Connection, UpstreamError
+
+
+class FakeLoop:
+    """A clock and timers that run when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.timers: list[tuple[float, asyncio.TimerHandle]] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, delay: float, callback: object) -> FakeTimer:
+        timer = FakeTimer(self.now + delay, callback)
+        self.timers.append(timer)  # type: ignore[arg-type]
+        return timer
+
+    def advance(self, seconds: float) -> None:
+        end = self.now + seconds
+        while due := [t for t in cast("list[FakeTimer]", self.timers) if not t.cancelled and t.when <= end]:
+            timer = min(due, key=lambda t: t.when)
+            timer.cancelled = True
+            self.now = timer.when
+            timer.callback()  # type: ignore[operator]
+        self.now = end
+
+    @property
+    def armed(self) -> int:
+        return sum(not timer.cancelled for timer in cast("list[FakeTimer]", self.timers))
+
+
+class FakeTimer:
+    def __init__(self, when: float, callback: object) -> None:
+        self.when = when
+        self.callback = callback
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class FakeConnection:
+    def __init__(self) -> None:
+        self.reading = True
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+
+class FakeClient:
+    def __init__(self, *, http10: bool = False) -> None:
+        self.http10 = http10
+        self.keep_alive = True
+        self.full = False
+        self.sent = b""
+        self.writes = 0
+        self.was_reset = False
+
+    @property
+    def connection_field(self) -> bytes | None:
+        return None if self.keep_alive else b"close"
+
+    def write(self, data: bytes) -> bool:
+        self.sent += data
+        self.writes += 1
+        return not self.full
+
+    def reset(self) -> None:
+        self.was_reset = True
+
+
+class Rig:
+    """A relay between fakes."""
+
+    def __init__(
+        self,
+        *,
+        http10: bool = False,
+        head_request: bool = False,
+        first_byte_seconds: float | None = None,
+        idle_seconds: float | None = None,
+    ) -> None:
+        self.loop = FakeLoop()
+        self.connection = FakeConnection()
+        self.client = FakeClient(http10=http10)
+        self.exchange = Exchange("/v1/x", "POST", "id-1", self.loop.now)
+        self.instruments = RouteMetrics()
+        self.inflight = Inflight(self.loop.time)
+        self.relay = Relay(
+            cast("asyncio.AbstractEventLoop", self.loop),
+            self.loop.time,
+            cast("Connection", self.connection),
+            cast("Downstream", self.client),
+            self.exchange,
+            self.instruments,
+            self.inflight,
+            request_id=b"id-1",
+            head_request=head_request,
+            first_byte_seconds=first_byte_seconds,
+            idle_seconds=idle_seconds,
+        )
+        self.relay.request_sent = True
+
+    def feed(self, *pieces: bytes) -> None:
+        for piece in pieces:
+            self.relay.data_received(piece)
+
+    def reusable(self) -> bool:
+        return self.relay.reusable
+
+    def reading(self) -> bool:
+        return self.connection.reading
+
+    def paused(self) -> bool:
+        return self.relay.paused
+
+    @property
+    def head(self) -> bytes:
+        return self.client.sent.split(b"\r\n\r\n", 1)[0]
+
+    @property
+    def body(self) -> bytes:
+        return self.client.sent.split(b"\r\n\r\n", 1)[1]
+
+    @property
+    def fault(self) -> UpstreamFault | None:
+        return self.relay.error.fault if isinstance(self.relay.error, UpstreamError) else None
+
+
+PLAIN = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+EVENTS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+TO_CLOSE = b"HTTP/1.1 200 OK\r\nServer: x\r\n\r\n"
+
+
+# ---- framing
+
+
+def test_head_and_body_that_came_together_leave_together() -> None:
+    rig = Rig()
+    rig.feed(PLAIN + b"hello")
+    assert rig.client.sent == b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-Request-Id: id-1\r\n\r\nhello"
+    assert rig.client.writes == 1
+    assert rig.relay.done
+    assert rig.reusable()
+
+
+def test_a_whole_chunk_leaves_as_it_came() -> None:
+    rig = Rig()
+    rig.feed(CHUNKED, b"00")
+    assert rig.body == b""
+    rig.feed(b"5;ext=1\r\nhello\r\n")
+    assert rig.body == b"5\r\nhello\r\n"
+    rig.feed(b"A\r\n0123456789\r\n")
+    assert rig.body.endswith(b"A\r\n0123456789\r\n")
+    rig.feed(b"0\r\nTrailer: dropped\r\n\r\n")
+    assert rig.body.endswith(b"789\r\n0\r\n\r\n")
+    assert rig.reusable()
+
+
+def test_half_a_chunk_is_not_held_back() -> None:
+    rig = Rig()
+    rig.feed(CHUNKED, b"a\r\n01234")
+    assert rig.body == b"5\r\n01234\r\n"
+
+
+def test_a_body_that_ends_with_the_connection_is_given_chunks() -> None:
+    rig = Rig()
+    rig.feed(TO_CLOSE + b"hel", b"lo")
+    rig.relay.connection_ended(orderly=True, unread=False)
+    assert rig.head.split(b"\r\n")[2] == b"Transfer-Encoding: chunked"
+    assert rig.body == b"3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n"
+    assert rig.relay.error is None
+    assert not rig.reusable()
+
+
+@pytest.mark.parametrize("answer", [CHUNKED + b"5\r\nhello\r\n0\r\n\r\n", TO_CLOSE + b"hello"])
+def test_http_1_0_gets_no_chunks_but_the_connections_end(answer: bytes) -> None:
+    rig = Rig(http10=True)
+    rig.feed(answer)
+    rig.relay.connection_ended(orderly=True, unread=False)
+    assert b"Transfer-Encoding" not in rig.head
+    assert b"Connection: close" in rig.head
+    assert rig.body == b"hello"
+    assert rig.relay.error is None
+
+
+@pytest.mark.parametrize("status", [b"204 No Content", b"304 Not Modified"])
+def test_an_answer_without_a_body_ends_with_its_head(status: bytes) -> None:
+    rig = Rig()
+    rig.feed(b"HTTP/1.1 " + status + b"\r\n\r\n")
+    assert rig.reusable()
+    assert rig.body == b""
+
+
+def test_the_answer_to_head_keeps_its_length_and_has_no_body() -> None:
+    rig = Rig(head_request=True)
+    rig.feed(PLAIN)
+    assert b"Content-Length: 5" in rig.head
+    assert rig.reusable()
+
+
+def test_interim_answers_are_read_over() -> None:
+    rig = Rig()
+    rig.feed(
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 20", PLAIN[11:] + b"hello"
+    )
+    assert rig.head.startswith(b"HTTP/1.1 200 OK")
+    assert rig.body == b"hello"
+
+
+def test_endless_interim_answers_are_a_bad_head() -> None:
+    rig = Rig()
+    rig.feed(b"HTTP/1.1 102 Processing\r\n\r\n" * MAX_INTERIM_RESPONSES)
+    assert not rig.relay.done
+    rig.feed(b"HTTP/1.1 102 Processing\r\n\r\n")
+    assert rig.fault is UpstreamFault.BAD_HEAD
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        PLAIN + b"helloHTTP/1.1 200 OK\r\n",
+        CHUNKED + b"5\r\nhello\r\n0\r\n\r\nHTTP/1.1 200 OK\r\n",
+        b"HTTP/1.1 204 No Content\r\n\r\nsurplus",
+    ],
+)
+def test_bytes_behind_the_answer_reach_nobody(answer: bytes) -> None:
+    rig = Rig()
+    rig.feed(answer)
+    assert rig.relay.done
+    assert rig.relay.error is None
+    assert not rig.reusable()
+    assert b"surplus" not in rig.client.sent
+    assert rig.client.sent.count(b"HTTP/1.1") == 1
+
+
+def test_bytes_that_follow_later_reach_nobody_either() -> None:
+    rig = Rig()
+    rig.feed(PLAIN + b"hello")
+    assert rig.reusable()
+    rig.feed(b"x")
+    assert not rig.reusable()
+    assert rig.body == b"hello"
+
+
+def test_an_engine_that_closes_behind_its_answer_is_not_used_again() -> None:
+    rig = Rig()
+    rig.feed(PLAIN + b"hello")
+    rig.relay.connection_ended(orderly=True, unread=False)
+    assert rig.relay.error is None
+    assert not rig.reusable()
+
+
+def test_an_answer_that_began_before_the_request_was_sent_ends_both_connections() -> None:
+    rig = Rig()
+    rig.relay.request_sent = False
+    rig.feed(b"HTTP/1.1 413 Too Large\r\nContent-Length: 5\r\n\r\nhello")
+    assert b"Connection: close" in rig.head
+    assert rig.body == b"hello"
+    assert not rig.reusable()
+
+
+WIRE = CHUNKED + b"".join(encode_chunk(b"data: %d\n\n" % n) for n in range(4)) + b"0\r\n\r\n"
+BODY = b"data: 0\n\ndata: 1\n\ndata: 2\n\ndata: 3\n\n"
+LENGTH_WIRE = b"HTTP/1.1 200 OK\r\nContent-Length: 36\r\n\r\n" + BODY
+
+
+def unchunk(data: bytes) -> bytes:
+    body = b""
+    while True:
+        match = re.match(rb"([0-9a-fA-F]+)\r\n", data)
+        assert match, data
+        size = int(match[1], 16)
+        data = data[match.end() :]
+        body += data[:size]
+        assert data[size : size + 2] == b"\r\n"
+        data = data[size + 2 :]
+        if not size:
+            assert data == b""
+            return body
+
+
+@given(st.sets(st.integers(min_value=1, max_value=len(WIRE) - 1)))
+def test_however_the_engines_bytes_are_cut_the_body_is_the_same(cuts: set[int]) -> None:
+    for wire, read in ((WIRE, unchunk), (LENGTH_WIRE, bytes)):
+        rig = Rig()
+        rig.feed(*(wire[a:b] for a, b in pairwise(sorted({0, len(wire)} | {c for c in cuts if c < len(wire)}))))
+        assert rig.reusable()
+        assert read(rig.body) == BODY
+        assert rig.exchange.sent_bytes == len(BODY)
+
+
+def test_cut_at_each_single_position_and_byte_by_byte() -> None:
+    for wire, read in ((WIRE, unchunk), (LENGTH_WIRE, bytes)):
+        for cut in range(len(wire) + 1):
+            rig = Rig()
+            rig.feed(wire[:cut], wire[cut:])
+            assert read(rig.body) == BODY, cut
+        rig = Rig()
+        rig.feed(*(wire[i : i + 1] for i in range(len(wire))))
+        assert read(rig.body) == BODY
+
+
+# ---- what is counted
+
+
+def test_first_token_and_gaps_of_an_event_stream() -> None:
+    rig = Rig()
+    rig.feed(EVENTS)
+    rig.loop.now += 0.3
+    rig.feed(encode_chunk(b"data: 1\n\n"))
+    rig.loop.now += 0.02
+    rig.feed(encode_chunk(b"data: 2\n\n"))
+    rig.loop.now += 0.02
+    rig.feed(b"0\r\n\r\n")
+    assert rig.exchange.first_byte == pytest.approx(1000.3)
+    assert (rig.exchange.chunks, rig.exchange.sent_bytes) == (2, 18)
+    assert rig.instruments.first_token.sum == pytest.approx(0.3)
+    assert rig.instruments.gap.sum == pytest.approx(0.02)
+    assert rig.inflight.last_byte == pytest.approx(1000.34)
+
+
+def test_other_answers_have_no_tokens() -> None:
+    rig = Rig()
+    rig.feed(PLAIN, b"he", b"llo")
+    assert rig.exchange.first_byte == 1000.0
+    assert rig.exchange.chunks == 2
+    assert rig.instruments.first_token.buckets()[-1] == ("+Inf", 0)
+    assert rig.instruments.gap.buckets()[-1] == ("+Inf", 0)
+
+
+# ---- back-pressure
+
+
+async def test_a_full_client_stops_the_engine_until_there_is_room() -> None:
+    rig = Rig()
+    rig.client.full = True
+    rig.feed(EVENTS)
+    await rig.relay.changed()
+    assert rig.paused()
+    assert not rig.reading()
+    rig.client.full = False
+    rig.relay.resume()
+    assert rig.reading()
+    assert not rig.paused()
+
+
+# ---- faults
+
+
+@pytest.mark.parametrize("garbage", [b"SSH-2.0\r\n", b"HTTP/1.1 200 OK\n\n", b"HTTP/1.1 200 OK\r\na b\r\n\r\n"])
+def test_no_head_is_a_bad_head(garbage: bytes) -> None:
+    rig = Rig()
+    rig.feed(garbage)
+    assert rig.fault is UpstreamFault.BAD_HEAD
+    assert rig.client.sent == b""
+    assert rig.relay.responded
+
+
+def test_bad_chunks_are_a_bad_body() -> None:
+    rig = Rig()
+    rig.feed(CHUNKED, b"zz\r\n")
+    assert rig.fault is UpstreamFault.BAD_BODY
+    assert not rig.reusable()
+
+
+def test_a_connection_that_ends_without_an_answer() -> None:
+    rig = Rig()
+    rig.relay.connection_ended(orderly=True, unread=True)
+    assert rig.fault is UpstreamFault.CLOSED
+    assert rig.relay.unread
+    assert not rig.relay.responded
+
+
+@pytest.mark.parametrize("begun", [PLAIN + b"hell", CHUNKED + b"5\r\nhello\r\n", CHUNKED + b"0\r\n"])
+def test_a_connection_that_ends_inside_an_answer(begun: bytes) -> None:
+    rig = Rig()
+    rig.feed(begun)
+    rig.relay.connection_ended(orderly=True, unread=False)
+    assert rig.fault is UpstreamFault.TRUNCATED
+    assert not rig.client.sent.endswith(b"0\r\n\r\n")
+
+
+def test_a_reset_is_no_orderly_end_of_a_body_that_ends_with_the_connection() -> None:
+    rig = Rig()
+    rig.feed(TO_CLOSE + b"hello")
+    rig.relay.connection_ended(orderly=False, unread=False)
+    assert rig.fault is UpstreamFault.TRUNCATED
+
+
+def test_the_first_fault_stays() -> None:
+    rig = Rig()
+    rig.relay.fail(UpstreamFault.CUT, "first")
+    rig.relay.fail(UpstreamFault.TRUNCATED, "second")
+    rig.relay.refuse(ApiError(413, ErrorCode.REQUEST_TOO_LARGE, "third"))
+    assert rig.fault is UpstreamFault.CUT
+
+
+BROKEN = ApiError(502, ErrorCode.UPSTREAM_ERROR, "the engine failed")
+
+
+def test_a_broken_event_stream_says_so_and_never_ends_cleanly() -> None:
+    rig = Rig()
+    rig.feed(EVENTS, encode_chunk(b"data: half"))
+    rig.relay.end_broken(BROKEN)
+    assert rig.body == encode_chunk(b"data: half") + encode_chunk(BROKEN.event)
+    assert not rig.client.keep_alive
+    assert not rig.client.was_reset
+
+
+def test_a_broken_event_stream_of_http_1_0() -> None:
+    rig = Rig(http10=True)
+    rig.feed(EVENTS, encode_chunk(b"data: half"))
+    rig.relay.end_broken(BROKEN)
+    assert rig.body == b"data: half" + BROKEN.event
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        PLAIN + b"hell",
+        CHUNKED + b"5\r\nhello\r\n",
+        EVENTS.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n"),
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 9\r\n\r\ndata: ",
+    ],
+)
+def test_any_other_broken_answer_is_reset(begun: bytes) -> None:
+    rig = Rig()
+    rig.feed(begun)
+    sent = rig.client.sent
+    rig.relay.end_broken(BROKEN)
+    assert rig.client.was_reset
+    assert rig.client.sent == sent
+
+
+# ---- deadlines
+
+
+def test_no_deadline_unless_one_is_set() -> None:
+    rig = Rig()
+    rig.feed(EVENTS)
+    assert rig.loop.armed == 0
+
+
+def test_a_head_that_does_not_end_is_given_up() -> None:
+    rig = Rig()
+    rig.feed(b"HTTP/1.1 200 OK\r\n")
+    rig.loop.advance(HEAD_SECONDS - 1)
+    rig.feed(b"a: b\r\n")
+    rig.loop.advance(2)
+    assert rig.fault is UpstreamFault.FIRST_BYTE_TIMEOUT
+
+
+def test_a_head_that_ends_in_time_disarms_it() -> None:
+    rig = Rig()
+    rig.feed(PLAIN[:-1])
+    assert rig.loop.armed == 1
+    rig.feed(PLAIN[-1:])
+    assert rig.loop.armed == 0
+
+
+def test_the_first_byte_is_waited_for_from_the_requests_last() -> None:
+    rig = Rig(first_byte_seconds=10.0)
+    rig.loop.advance(8.0)
+    rig.relay.progress = rig.loop.now
+    rig.loop.advance(8.0)
+    assert not rig.relay.done
+    rig.loop.advance(3.0)
+    assert rig.fault is UpstreamFault.FIRST_BYTE_TIMEOUT
+
+
+def test_a_stream_that_falls_silent_is_ended() -> None:
+    rig = Rig(idle_seconds=10.0)
+    rig.feed(EVENTS)
+    for _ in range(5):
+        rig.loop.advance(8.0)
+        rig.feed(encode_chunk(b"data: 1\n\n"))
+    assert not rig.relay.done
+    rig.loop.advance(10.5)
+    assert rig.fault is UpstreamFault.IDLE_TIMEOUT
+
+
+def test_a_client_that_does_not_read_is_not_the_engines_silence() -> None:
+    rig = Rig(idle_seconds=10.0)
+    rig.client.full = True
+    rig.feed(EVENTS)
+    rig.loop.advance(25.0)
+    assert not rig.relay.done
+    rig.relay.resume()
+    rig.loop.advance(9.0)
+    assert not rig.relay.done
+    rig.loop.advance(9.0)
+    assert rig.fault is UpstreamFault.IDLE_TIMEOUT
+
+
+def test_closing_leaves_no_timer() -> None:
+    rig = Rig(first_byte_seconds=10.0)
+    rig.relay.close()
+    rig.relay.close()
+    assert rig.loop.armed == 0
+
+
+# ---- what the client hears
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "code"),
+    [
+        (UpstreamFault.CONNECT_REFUSED, 503, "engine_unreachable"),
+        (UpstreamFault.CONNECT_TIMEOUT, 503, "engine_unreachable"),
+        (UpstreamFault.CONNECT_FAILED, 503, "engine_unreachable"),
+        (UpstreamFault.CLOSED, 502, "upstream_error"),
+        (UpstreamFault.BAD_HEAD, 502, "upstream_error"),
+        (UpstreamFault.BAD_BODY, 502, "upstream_error"),
+        (UpstreamFault.TRUNCATED, 502, "upstream_error"),
+        (UpstreamFault.FIRST_BYTE_TIMEOUT, 504, "upstream_timeout"),
+        (UpstreamFault.IDLE_TIMEOUT, 504, "upstream_timeout"),
+        (UpstreamFault.CUT, 503, "draining"),
+    ],
+)
+def test_each_fault_has_its_answer(fault: UpstreamFault, status: int, code: str) -> None:
+    error = upstream_api_error(UpstreamError(fault, "detail"))
+    assert (error.status, error.code) == (status, code)
+
+
+def test_no_fault_was_forgotten() -> None:
+    assert len(UpstreamFault) == 10
