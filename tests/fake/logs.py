@@ -52,7 +52,7 @@ class Log:
             case Flavour.VLLM:
                 return self._vllm_start(port)
             case Flavour.SGLANG:
-                return self._sglang_start()
+                return self._sglang_start(port)
             case Flavour.LLAMACPP:
                 return self._llamacpp_start(port)
 
@@ -113,7 +113,7 @@ class Log:
         yield self._line("[launcher.py:186] Available routes are:")
         yield self._line("[launcher.py:195] Route: /health, Methods: GET")
 
-    def _sglang_start(self) -> Iterator[Output]:
+    def _sglang_start(self, port: int) -> Iterator[Output]:
         settings = self._settings
         given = {"model_path": settings.model, "context_length": settings.max_model_len}
         yield self._line(f"server_args={given}")
@@ -130,7 +130,7 @@ class Log:
         yield self._line(f"INFO:     Started server process [{self._pid}]")
         yield self._line("INFO:     Waiting for application startup.")
         yield self._line("INFO:     Application startup complete.")
-        yield self._line(f"INFO:     Uvicorn running on http://{settings.host}:{settings.port} (Press CTRL+C to quit)")
+        yield self._line(f"INFO:     Uvicorn running on http://{settings.host}:{port} (Press CTRL+C to quit)")
 
     def _llamacpp_start(self, port: int) -> Iterator[Output]:
         settings = self._settings
