@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -72,8 +73,9 @@ VLLM = [
 SGLANG = [
     ("[2026-11-22 19:17:35] server_args={'model_path': '/models/tiny-qwen2'", Progress("engine_init")),
     ("[2026-11-22 19:18:54] Load weight begin. avail mem=20.80 GB", Progress("weights")),
-    ("INFO:     Started server process [12]", Progress("server")),
-    ("INFO:     Uvicorn running on http://127.0.0.1:28751 (Press CTRL+C to quit)", Progress("warm_up")),
+    ("Multi-thread loading shards:   0% Completed | 0/1 [00:00<?, ?it/s]", Progress("weights", 0.0)),
+    ("[2026-11-22 19:18:59] INFO:     Started server process [24478]", Progress("server")),
+    ("[2026-11-22 19:19:00] INFO:     Uvicorn running on http://127.0.0.1:8000 (Press CTRL+C)", Progress("warm_up")),
 ]
 LLAMACPP = [
     ("0.00.023.465 I srv          init: loading model", Progress("weights")),
@@ -88,6 +90,32 @@ def test_each_engines_own_log_lines_show_its_phases(engine: str, story: list[tup
     for line, expected in story:
         assert progress.see(line) == expected
     assert progress.see("INFO:     127.0.0.1:40000 - GET /health HTTP/1.1 200 OK") is None
+
+
+@pytest.mark.parametrize(
+    ("engine", "log", "phases"),
+    [
+        (
+            "vllm",
+            "vllm-0.32.0/start_serve_stop.log",
+            ["engine_init", "weights", "compile", "warm_up", "server"],
+        ),
+        (
+            "sglang",
+            "sglang-0.5.23/start_serve_drain.log",
+            ["engine_init", "weights", "kv_cache", "server", "warm_up"],
+        ),
+        ("llamacpp", "llamacpp-b11549/start_serve.log", ["weights", "warm_up", "server"]),
+    ],
+)
+def test_the_captured_log_of_a_start_shows_every_phase_in_order(engine: str, log: str, phases: list[str]) -> None:
+    data = (Path(__file__).parent / "data" / log).read_bytes()
+    progress = LoadProgress(ENGINES[engine].load_phases)
+    shown = [step for line in LineSplitter().feed(data) if (step := progress.see(line)) is not None]
+    assert [name for name, _ in itertools.groupby(step.phase for step in shown)] == phases
+    ratios = [step.ratio for step in shown if step.ratio is not None]
+    assert ratios == sorted(ratios)
+    assert ratios[-1:] in ([1.0], [])
 
 
 def test_a_phase_that_is_over_does_not_come_back() -> None:

@@ -67,13 +67,13 @@ ENGINE = Engine(
         LoadPhase(
             "weights",
             re.compile(
-                r"Loading safetensors checkpoint shards: +\d+% Completed \| "
+                r"(?:Multi-thread loading shards|Loading safetensors checkpoint shards): +\d+% Completed \| "
                 r"(?P<done>\d{1,5})/(?P<total>\d{1,5}) \["
             ),
         ),
         LoadPhase("kv_cache", re.compile(_PREFIX + r"KV Cache is allocated")),
         LoadPhase("graph_capture", re.compile(_PREFIX + r"Capture (?:cuda|cpu) graph begin")),
-        LoadPhase("server", re.compile(r"INFO: +Started server process \[")),
-        LoadPhase("warm_up", re.compile(r"INFO: +Uvicorn running on ")),
+        LoadPhase("server", re.compile(_PREFIX + r"INFO: +Started server process \[")),
+        LoadPhase("warm_up", re.compile(_PREFIX + r"INFO: +Uvicorn running on ")),
     ),
 )
