@@ -151,12 +151,14 @@ class Snapshot:
     # Grows with every start and end of an engine run: what began in another epoch is not about this engine any more.
     epoch: int = 0
     run: str | None = None
-    generation: str | None = None
+    generation: str | None = None  # of the script that runs now
     published_generation: str | None = None
     progress: Progress | None = None
     last_failure: Failure | None = None
     restarts: int = 0
     ready_in_run: bool = False
+    # Since when the engine has been unhealthy or failed, or None: the one state may follow the other.
+    lost_since: float | None = None
     # False once the quiet period of a stop is over.
     accepting: bool = True
 
@@ -212,10 +214,10 @@ class Rules:
         An engine that was ready and is lost for `engine_kill` should be restarted by the kubelet. One that is loading
         never is, unless `load_kill` says how long a failed load may stay.
         """
-        if snapshot.state not in (State.UNHEALTHY, State.FAILED):
+        if snapshot.lost_since is None:
             return True
         patience = self.engine_kill if snapshot.ready_in_run else self.load_kill
-        return patience is None or now - snapshot.since < patience
+        return patience is None or now - snapshot.lost_since < patience
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +283,7 @@ class Lifecycle:
             if first and over:
                 # What ended before we came is history, not news.
                 self._run_over = True
+                self._update(generation=None)
                 return []
             effects += self._start_of_run(now)
         if self._run_over:
@@ -370,6 +373,7 @@ class Lifecycle:
     def _start_of_run(self, now: float) -> list[Transition | Effect]:
         self._forget_probes()
         self._progress_at = now
+        self._open_again()
         self._update(progress=None, ready_in_run=False)
         effects = self._fire(Event.ENGINE_STARTED, now, "loading", "the engine is loading")
         return [Effect.EMPTY_POOL, *effects, Effect.PROBE_SOON]
@@ -378,10 +382,8 @@ class Lifecycle:
         self._run_over = True
         self._forget_probes()
         self._held = False
-        if self.snapshot.state is not State.DRAINING:
-            # The stop that closed the door is over: what answers next is another run.
-            self._refuse_at = None
-            self._update(accepting=True)
+        self._open_again()
+        self._update(generation=None, progress=None)
         if status.asked:
             effects = self._fire(Event.ENDED, now, "engine_not_started", "the engine stopped as asked")
         elif status.phase is Phase.EXITED:
@@ -421,6 +423,12 @@ class Lifecycle:
         self._update(last_failure=failure)
         return self._fire(event, now, failure.reason, failure.detail)
 
+    def _open_again(self) -> None:
+        """Forget the stop that closed the door: what answers next is another run. Our own stop is never over."""
+        if self.snapshot.state is not State.DRAINING:
+            self._refuse_at = None
+            self._update(accepting=True)
+
     def _forget_probes(self) -> None:
         self._good = self._bad = self._refused = 0
         self._update(epoch=self.snapshot.epoch + 1)
@@ -438,7 +446,9 @@ class Lifecycle:
             held, self._held = self._held, False
             return [Effect.RELEASE_HOLD] if held else []
         lasted = now - self.snapshot.since
-        self._update(state=target, since=now, reason=reason, detail=detail)
+        lost = target in (State.UNHEALTHY, State.FAILED)
+        lost_since = None if not lost else now if self.snapshot.lost_since is None else self.snapshot.lost_since
+        self._update(state=target, since=now, reason=reason, detail=detail, lost_since=lost_since)
         if target in (State.STOPPING, State.DRAINING) and self._refuse_at is None:
             # Endpoints lag behind: clients come for some seconds yet. Not where none ever came.
             self._refuse_at = now + (self._rules.quiet if self._held else 0.0)
