@@ -6,6 +6,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Mapping
 
+import hypothesis
 import pytest
 import uvloop
 
@@ -17,6 +18,10 @@ __all__ = ["fake_engine"]
 # pytest-asyncio asks for "the current loop" once; without this line Python 3.11 makes one that nobody closes,
 # and the collector blames a random later test for it.
 asyncio.set_event_loop(None)
+
+# How long one example takes says something about the machine, not about the code.
+hypothesis.settings.register_profile("wings", deadline=None)
+hypothesis.settings.load_profile("wings")
 
 
 def pytest_asyncio_loop_factories(
