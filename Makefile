@@ -1,0 +1,66 @@
+# make demo   a real model answers through the proxy; stays up until Ctrl-C (UP_FLAGS=--once: ends after the answers)
+# make test   the fast tests         make test-all   all of them, process trees and real engines too
+# make lint   ruff and mypy          make format     put the code into ruff's form
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+UP_FLAGS ?=
+
+# What an installation depends on: when one of these changes, it is done again.
+METADATA := setup.cfg pyproject.toml wings_proxy/__init__.py
+
+.DELETE_ON_ERROR:
+.PHONY: demo test test-all lint format check-prereqs clean
+
+demo: $(VENV)/.llamacpp
+	@$(BIN)/wings-proxy up $(UP_FLAGS) \
+		--ask "What is the capital of France?" \
+		--ask "你好，请用中文介绍一下你自己。"
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+test-all: $(VENV)/.test $(VENV)/.llamacpp
+	$(BIN)/python -m pytest -m "" $(PYTEST_FLAGS)
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix --select I .
+	$(BIN)/ruff format .
+
+$(VENV)/.llamacpp: $(METADATA) | $(BIN)/python
+	@echo "Installing wings-infer and llama.cpp into $(VENV) (about 45 MB, once) ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[llamacpp]'
+	@touch $@
+
+$(VENV)/.test: $(METADATA) | $(BIN)/python
+	@echo "Installing wings-infer and its test tools into $(VENV) ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+$(VENV)/.lint: $(METADATA) | $(BIN)/python
+	@echo "Installing ruff, mypy and what they need to see into $(VENV) ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[lint,test]'
+	@touch $@
+
+$(BIN)/python: | check-prereqs
+	@$(PYTHON) -m venv $(VENV)
+
+# One line for each thing that is missing, in the words of the README's list.
+check-prereqs:
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "wings-infer needs Python 3.11 or newer: $(PYTHON) is not on PATH (PYTHON=... names another)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "wings-infer needs Python 3.11 or newer: $(PYTHON) is $$($(PYTHON) -V) (PYTHON=... names another)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "wings-infer needs Python's venv: apt install python3-venv (or what your system calls it)" >&2; exit 1; }
+	@command -v git >/dev/null || { echo "wings-infer needs git: apt install git" >&2; exit 1; }
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
