@@ -1,0 +1,237 @@
+"""A pod for tests: sidecar and engine container as two process trees, and the volume they share.
+
+The engine's container runs the line a manifest has (`launch.engine_stub`) in a real shell, with the fake engine in the
+place of `python3`; the sidecar is `python -m wings_proxy serve`. Both are restarted as a kubelet would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+
+from tests.fake_engine import write_shims
+from tests.kubelet import Container
+from wings_proxy.engine_status import EngineStatus, parse_status
+from wings_proxy.launch import engine_stub
+from wings_proxy.volume import SCRIPT_NAME, STATUS_NAME
+
+ROOT = Path(__file__).parent.parent
+# A file system in memory, as the pod's volume is.
+_MEMORY = Path("/dev/shm")
+
+
+def listener_port() -> int:
+    """Return a port to listen on, outside the range the kernel takes for clients: those come and go by the hundred."""
+    low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.randrange(low - 12_000, low)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A transition as the sidecar logged it; `at` is the wall clock, seconds."""
+
+    at: float
+    source: str
+    target: str
+    event: str
+    reason: str
+
+
+class Pod:
+    """Two containers and their volume; as a context manager it leaves no process and no file behind."""
+
+    def __init__(self, *, engine: dict[str, object] | None = None, user: int | None = None, **environ: str) -> None:
+        """Take the fake engine's switches, a user for the sidecar, and more or other variables for it."""
+        base = _MEMORY if _MEMORY.is_dir() else None
+        self.directory = Path(tempfile.mkdtemp(prefix="pod-", dir=base))
+        self.directory.chmod(0o755)
+        self.volume = self.directory / "volume"
+        self.volume.mkdir()
+        self.volume.chmod(0o777)
+        self.port, self.engine_port = listener_port(), listener_port()
+        shims = self.directory / "bin"
+        shims.mkdir()
+        write_shims(shims)
+        system = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/nonexistent"}
+        self.sidecar = Container(
+            "sidecar",
+            [sys.executable, "-m", "wings_proxy", "serve"],
+            system
+            | {
+                "PYTHONPATH": str(ROOT),
+                "MODEL_PATH": "/models/tiny-qwen2",
+                "MAX_NUM_SEQS": "256",
+                "SHARED_VOLUME_PATH": str(self.volume),
+                "ENGINE_PORT": str(self.engine_port),
+                "WINGS_PORT": str(self.port),
+                "WINGS_HOST": "127.0.0.1",
+                "WINGS_PROBE_INTERVAL_SECONDS": "0.2",
+                "WINGS_PROBE_TIMEOUT_SECONDS": "1",
+                "WINGS_QUIET_SECONDS": "0.3",
+                "WINGS_DRAIN_SECONDS": "10",
+                "WINGS_ENGINE_STOP_SECONDS": "3",
+            }
+            | environ,
+            self.directory,
+            user=user,
+        )
+        self.engine = Container(
+            "engine",
+            ["sh", "-c", engine_stub(str(self.volume / SCRIPT_NAME))],
+            system | {"PATH": f"{shims}:{system['PATH']}"},
+            self.directory,
+        )
+        self.set_engine(**(engine or {}))
+        self._session: aiohttp.ClientSession | None = None
+
+    def set_engine(self, **switches: object) -> None:
+        """Set the fake engine's switches, for its next start."""
+        self.engine.environ["FAKE_ENGINE"] = json.dumps(switches)
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(force_close=True), timeout=aiohttp.ClientTimeout(total=2)
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.sidecar.stop()
+        await self.engine.stop()
+        if self._session is not None:
+            await self._session.close()
+        shutil.rmtree(self.directory)
+
+    # What a test does.
+
+    def start(self) -> None:
+        """Start both containers, sidecar first."""
+        self.sidecar.start()
+        self.engine.start()
+
+    def kill_both(self) -> None:
+        """SIGKILL both containers at once, as a node that loses power."""
+        for container in (self.sidecar, self.engine):
+            for pid in container.processes():
+                os.kill(pid, signal.SIGKILL)
+
+    # What a test sees.
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def get(self, path: str) -> tuple[int, bytes]:
+        """Return status and body of a path of the sidecar; (0, b"") if it does not answer."""
+        assert self._session is not None
+        try:
+            async with self._session.get(self.url + path) as response:
+                return response.status, await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return 0, b""
+
+    async def health(self) -> dict[str, Any]:
+        """Return the body of /health; an empty one if nobody answers."""
+        _, body = await self.get("/health")
+        return json.loads(body) if body else {}
+
+    async def until(self, condition: Callable[[dict[str, Any]], object], seconds: float = 20.0) -> dict[str, Any]:
+        """Wait until /health is as wanted; return it."""
+        deadline = time.monotonic() + seconds
+        while not condition(health := await self.health()):
+            assert time.monotonic() < deadline, f"not in {seconds} s: {health}\n{self.story()}"
+            await asyncio.sleep(0.02)
+        return health
+
+    async def until_state(self, *states: str, seconds: float = 20.0) -> dict[str, Any]:
+        """Wait until /health names one of these states; return its body."""
+        return await self.until(lambda health: health.get("state") in states, seconds)
+
+    @property
+    def leader(self) -> int | None:
+        """The engine's own first process, as the script started it: it leads a session of its own."""
+        for pid in self.engine.processes():
+            try:
+                if pid != self.engine.pid and os.getsid(pid) == pid:
+                    return pid
+            except ProcessLookupError:
+                continue
+        return None
+
+    @property
+    def status(self) -> EngineStatus | None:
+        """What the script said last."""
+        try:
+            return parse_status((self.volume / STATUS_NAME).read_bytes())
+        except OSError:
+            return None
+
+    def log(self) -> list[dict[str, Any]]:
+        """All whole log lines of the sidecar that are JSON, oldest first."""
+        lines = []
+        for line in self.sidecar.printed.splitlines():
+            if line.startswith("{") and line.endswith("}"):
+                lines.append(json.loads(line))
+        return lines
+
+    @property
+    def changes(self) -> list[Change]:
+        """The transitions the sidecar logged, over all its runs."""
+        return [
+            Change(_seconds(line["time"]), *line["message"].split(" -> "), line["event"], line["reason"])
+            for line in self.log()
+            if " -> " in line["message"] and "event" in line
+        ]
+
+    @property
+    def path(self) -> list[str]:
+        """The states of all runs of the sidecar; each run begins in `waiting`."""
+        path: list[str] = []
+        for change in self.changes:
+            if change.source == "waiting":
+                path.append("waiting")
+            path.append(change.target)
+        return path
+
+    def story(self) -> str:
+        """Everything both containers printed, for a test that failed."""
+        parts = [f"path: {' '.join(self.path)}", f"status: {self.status}"]
+        for container in (self.sidecar, self.engine):
+            exits = [end.code for end in container.exits]
+            parts.append(f"--- {container.name}: {container.starts} starts, exits {exits}, orphans {container.orphans}")
+            parts.append(container.printed[-6000:])
+        return "\n".join(parts)
+
+    def assert_clean(self) -> None:
+        """No orphan was left, and the sidecar never broke."""
+        assert self.engine.orphans == [], self.story()
+        assert self.sidecar.orphans == [], self.story()
+        assert "Traceback" not in self.sidecar.printed, self.story()
+
+
+def _seconds(time_text: str) -> float:
+    return datetime.fromisoformat(time_text).timestamp()

@@ -1,0 +1,63 @@
+"""A client that counts: every token of a stream is numbered, so what is missing shows, whatever the end looks like."""
+
+from __future__ import annotations
+
+import enum
+import json
+from dataclasses import dataclass
+
+import aiohttp
+
+CHAT = "/v1/chat/completions"
+
+
+class Verdict(enum.StrEnum):
+    """What became of one request."""
+
+    WHOLE = "whole"  # every event in order, the right finish reason, [DONE], and a clean end
+    REFUSED = "refused"  # nobody listens, or 503: another instance may take it, nothing was begun
+    TRUNCATED = "truncated"  # begun, and less than everything
+    FAILED = "failed"  # any other status, or an error event
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The verdict, how many events came, and what was wrong."""
+
+    verdict: Verdict
+    events: int = 0
+    detail: str = ""
+
+
+async def stream(session: aiohttp.ClientSession, url: str, tokens: int) -> Answer:
+    """Ask for a stream of `tokens` numbered tokens; judge what comes."""
+    body = {"messages": [{"role": "user", "content": "count"}], "stream": True, "max_tokens": tokens}
+    seen: list[str] = []
+    finish, done, begun = None, False, False
+    try:
+        async with session.post(url + CHAT, json=body) as response:
+            if response.status != 200:
+                text = (await response.read()).decode(errors="replace")[:200]
+                verdict = Verdict.REFUSED if response.status == 503 else Verdict.FAILED
+                return Answer(verdict, detail=f"{response.status} {text}")
+            begun = True
+            async for line in response.content:
+                if not line.startswith(b"data: "):
+                    continue
+                data = line[6:].strip()
+                if data == b"[DONE]":
+                    done = True
+                    continue
+                event = json.loads(data)
+                if "error" in event:
+                    return Answer(Verdict.FAILED, len(seen), str(event["error"])[:200])
+                for choice in event["choices"]:
+                    finish = choice.get("finish_reason") or finish
+                    seen += choice["delta"].get("content", "").split()
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        refused = isinstance(error, aiohttp.ClientConnectorError) and not begun
+        verdict = Verdict.REFUSED if refused else Verdict.TRUNCATED
+        return Answer(verdict, len(seen), f"{type(error).__name__}: {error}")
+    if seen == [str(number) for number in range(tokens)] and finish == "length" and done:
+        return Answer(Verdict.WHOLE, len(seen))
+    return Answer(Verdict.TRUNCATED, len(seen), f"finish {finish}, done {done}, last {seen[-1:]}")
