@@ -16,7 +16,8 @@ from typing import Final
 
 from wings_proxy import __version__
 from wings_proxy.config import SETTINGS, Config
-from wings_proxy.config_load import ConfigError, load_config, resolve
+from wings_proxy.config_drift import ConfigFile
+from wings_proxy.config_load import ConfigError, config_path, load_config, resolve
 from wings_proxy.engines import ENGINES
 from wings_proxy.launch import render
 from wings_proxy.launch_spec import launch_spec
@@ -41,7 +42,10 @@ def main(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> i
             case _:
                 from wings_proxy.serve import run_serve
 
-                return run_serve(load_config(environ))
+                path = config_path(environ)
+                # Before it is loaded: a change in between is then reported, rather than never seen.
+                file = None if path is None else ConfigFile.read(path)
+                return run_serve(load_config(environ), file)
     except ConfigError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)

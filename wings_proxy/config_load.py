@@ -42,6 +42,12 @@ class Resolved:
     sources: Mapping[str, str]
 
 
+def config_path(environ: Mapping[str, str]) -> Path | None:
+    """Return where the configuration file is, if there is to be one."""
+    name = environ.get(CONFIG_FILE_VARIABLE)
+    return Path(name) if name else None
+
+
 def load_config(environ: Mapping[str, str]) -> Config:
     """Return the configuration the environment asks for.
 

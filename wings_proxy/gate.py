@@ -42,7 +42,7 @@ class VolumeGate:
     def open(self) -> bool:
         """Whether a request may be forwarded without further ado."""
         snapshot = self._snapshot()
-        return snapshot.forwards and (self._held_epoch == snapshot.epoch or snapshot.run is None)
+        return snapshot.forwards and (self._held_epoch == snapshot.epoch or snapshot.holdable_run is None)
 
     async def admit(self) -> ApiError | None:
         """Let a request pass (None), taking the hold if it is the first of its run, or say why not."""
@@ -52,9 +52,10 @@ class VolumeGate:
                 return self._refusal(snapshot)
             if self.open:
                 return None
-            assert snapshot.run is not None
+            run = snapshot.holdable_run
+            assert run is not None
             try:
-                await self._volume.take_hold(snapshot.run)
+                await self._volume.take_hold(run)
             except VolumeError as error:
                 # A volume that is full must not stop the service: this run is forwarded to without protection.
                 _log.warning("requests of this engine run are not protected from its stop: %s", error.detail)
@@ -63,7 +64,7 @@ class VolumeGate:
             self._on_volume = True
             status = await self._volume.read_status()
             later = self._snapshot()
-            asked = status is not None and (status.run != snapshot.run or status.phase is not Phase.RUNNING)
+            asked = status is not None and (status.run != run or status.phase is not Phase.RUNNING)
             if asked or later.epoch != snapshot.epoch or not later.forwards:
                 await self._unlink()
                 return self._refusal(later)

@@ -150,7 +150,9 @@ class Snapshot:
     detail: str
     # Grows with every start and end of an engine run: what began in another epoch is not about this engine any more.
     epoch: int = 0
+    # The newest run the volume told of, and whether its script is gone; what answers then is no run of the script's.
     run: str | None = None
+    run_over: bool = False
     generation: str | None = None  # of the script that runs now
     published_generation: str | None = None
     progress: Progress | None = None
@@ -161,6 +163,8 @@ class Snapshot:
     lost_since: float | None = None
     # False once the quiet period of a stop is over.
     accepting: bool = True
+    # The configuration file is not what this process read any more.
+    config_file_changed: bool = False
 
     @property
     def meaning(self) -> Meaning:
@@ -191,9 +195,19 @@ class Snapshot:
                 return 5
 
     @property
-    def drifted(self) -> bool:
+    def holdable_run(self) -> str | None:
+        """The run that is on, whose script will look for the hold; None for an engine that was started by hand."""
+        return None if self.run_over else self.run
+
+    @property
+    def script_drifted(self) -> bool:
         """Whether the engine runs another script than the one we published: it will take ours when it next starts."""
         return None not in (self.generation, self.published_generation) and self.generation != self.published_generation
+
+    @property
+    def drifted(self) -> bool:
+        """Whether what runs is not what the configuration says now."""
+        return self.script_drifted or self.config_file_changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +259,6 @@ class Lifecycle:
     def __init__(self, rules: Rules, now: float) -> None:
         self._rules = rules
         self.snapshot = Snapshot(State.WAITING, now, "not_published", "the launch script is not on the volume yet")
-        self._run_over = False
         self._first_sample = True
         self._phase: Phase | None = None
         self._good = self._bad = self._refused = 0
@@ -259,12 +272,19 @@ class Lifecycle:
     def published(self, generation: str, now: float) -> list[Transition | Effect]:
         """The launch script of this generation lies on the volume."""
         self._update(published_generation=generation)
-        return self._fire(Event.PUBLISHED, now, "engine_not_started", "the engine container has not run the script yet")
+        reason, detail = "engine_not_started", "the engine container has not run the script yet"
+        if self.snapshot.state is State.STARTING:
+            self._update(reason=reason, detail=detail)
+        return self._fire(Event.PUBLISHED, now, reason, detail)
 
     def publish_failed(self, reason: str, detail: str) -> None:
         """The launch script could not be written; not an event of the engine, only a better reason to wait."""
-        if self.snapshot.state is State.WAITING:
+        if self.snapshot.state in (State.WAITING, State.STARTING):
             self._update(reason=reason, detail=detail)
+
+    def config_file_seen(self, *, changed: bool) -> None:
+        """The configuration file was looked at; for the drift report only."""
+        self._update(config_file_changed=changed)
 
     def sampled(self, status: EngineStatus | None, *, alive: bool | None, now: float) -> list[Transition | Effect]:
         """The volume was read: edges are derived here, since any phase may have come and gone between two looks.
@@ -277,16 +297,15 @@ class Lifecycle:
         over = status.phase is Phase.EXITED or alive is False
         effects: list[Transition | Effect] = []
         if status.run != self.snapshot.run:
-            self._phase, self._run_over, self._held = Phase.RUNNING, False, False
+            self._phase, self._held = Phase.RUNNING, False
             restarts = self.snapshot.restarts + (self.snapshot.run is not None)
-            self._update(run=status.run, generation=status.generation, restarts=restarts)
+            self._update(run=status.run, run_over=False, generation=status.generation, restarts=restarts)
             if first and over:
                 # What ended before we came is history, not news.
-                self._run_over = True
-                self._update(generation=None)
+                self._update(run_over=True, generation=None)
                 return []
             effects += self._start_of_run(now)
-        if self._run_over:
+        if self.snapshot.run_over:
             return effects
         if status.phase is not Phase.RUNNING and self._phase is Phase.RUNNING:
             self._phase = Phase.STOP_REQUESTED
@@ -379,7 +398,7 @@ class Lifecycle:
         return [Effect.EMPTY_POOL, *effects, Effect.PROBE_SOON]
 
     def _end_of_run(self, status: EngineStatus, now: float) -> list[Transition | Effect]:
-        self._run_over = True
+        self._update(run_over=True)
         self._forget_probes()
         self._held = False
         self._open_again()

@@ -22,6 +22,7 @@ from wings_proxy import __version__
 from wings_proxy.api_keys import ApiKeys, ApiKeysError, parse_keys
 from wings_proxy.app import make_app, make_dispatcher
 from wings_proxy.config import Config
+from wings_proxy.config_drift import ConfigFile
 from wings_proxy.config_load import ConfigError
 from wings_proxy.engines import ENGINES
 from wings_proxy.forward import Forwarder, ForwardSettings
@@ -47,19 +48,22 @@ _BACKLOG: Final = 1024
 _EXIT_SECOND_SIGNAL: Final = 128 + signal.SIGTERM
 
 
-def run_serve(config: Config) -> int:
-    """Run the sidecar until it is told to stop; return the exit code. Raises `ConfigError` before anything starts."""
+def run_serve(config: Config, config_file: ConfigFile | None = None) -> int:
+    """Run the sidecar until it is told to stop; return the exit code. Raises `ConfigError` before anything starts.
+
+    `config_file` is where the configuration came from, to tell when it has changed.
+    """
     set_up_logging(form=config.log_format, level=config.log_level, access=config.access_log)
     engine_key = _engine_key(config)
     factory = uvloop.new_event_loop if config.event_loop == "uvloop" else asyncio.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         try:
-            return runner.run(serve(config, engine_key))
+            return runner.run(serve(config, engine_key, config_file))
         except asyncio.CancelledError:
             return _EXIT_SECOND_SIGNAL
 
 
-async def serve(config: Config, engine_key: bytes | None) -> int:
+async def serve(config: Config, engine_key: bytes | None, config_file: ConfigFile | None = None) -> int:
     """Put the sidecar together and run it until it may leave; return the exit code."""
     loop = asyncio.get_running_loop()
     engine = ENGINES[config.engine_type]
@@ -89,6 +93,7 @@ async def serve(config: Config, engine_key: bytes | None) -> int:
         load_phases=engine.load_phases,
         clock=loop.time,
         on_transition=lambda transition, snapshot: _announce(transition, snapshot, state_metrics),
+        config_file=config_file,
     )
     state_metrics = StateMetrics(
         metrics.registry,

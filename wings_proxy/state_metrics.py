@@ -64,7 +64,9 @@ class StateMetrics(Collector):
         yield failures
         yield CounterMetricFamily("wings_engine_restarts", "Engine runs seen after the first.", value=snapshot.restarts)
         yield GaugeMetricFamily(
-            "wings_config_drift", "1 if the engine runs another script than the one published.", value=snapshot.drifted
+            "wings_config_drift",
+            "1 if the engine runs another script than the one published, or the configuration file has changed.",
+            value=snapshot.drifted,
         )
         if snapshot.progress is not None and snapshot.progress.ratio is not None:
             yield GaugeMetricFamily(

@@ -97,6 +97,7 @@ class Status:
             "run": snapshot.run,
             "generation": snapshot.generation,
             "drift": snapshot.drifted,
+            "config_file_changed": snapshot.config_file_changed,
         }
 
     def _short(self) -> dict[str, object]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from wings_proxy.config_drift import ConfigFile, ConfigFileSeen, watch_config_file
 from wings_proxy.engines.base import LoadPhase
 from wings_proxy.gate import VolumeGate
 from wings_proxy.inflight import Inflight
@@ -29,6 +30,8 @@ _log = logging.getLogger(__name__)
 _HEARTBEAT_SECONDS: Final = 2.0
 # A volume that is full or not there yet: soon at first, then once in a while.
 _PUBLISH_BACKOFF_SECONDS: Final = (0.5, 1.0, 2.0, 5.0, 10.0)
+# A volume may lose the script, or somebody may change it; what lies there unchanged is not written again.
+_REPUBLISH_SECONDS: Final = 5.0
 # An unlink on a volume that hangs must not keep the process from ending.
 _RELEASE_SECONDS: Final = 2.0
 
@@ -66,7 +69,17 @@ class Idle:
     """The last request in flight ended."""
 
 
-Fact = Published | PublishFailed | VolumeSample | ProbeResult | LogAdvanced | HoldTaken | DrainAsked | Idle
+Fact = (
+    Published
+    | PublishFailed
+    | VolumeSample
+    | ProbeResult
+    | LogAdvanced
+    | ConfigFileSeen
+    | HoldTaken
+    | DrainAsked
+    | Idle
+)
 
 
 class Supervisor:
@@ -84,6 +97,7 @@ class Supervisor:
         load_phases: Sequence[LoadPhase],
         clock: Callable[[], float],
         on_transition: Callable[[Transition, Snapshot], None],
+        config_file: ConfigFile | None = None,
     ) -> None:
         self._script = script
         self._volume = volume
@@ -93,10 +107,12 @@ class Supervisor:
         self._load_phases = load_phases
         self._clock = clock
         self._on_transition = on_transition
+        self._config_file = config_file
         self._lifecycle = Lifecycle(rules, clock())
         self._facts: asyncio.Queue[Fact] = asyncio.Queue()
         self._sampled = asyncio.Event()
-        self._leaving = self._awaiting_idle = False
+        self._leaving = self._awaiting_idle = self._drift_told = False
+        self._complaint: PublishFailed | None = None
         self.came_round_at = clock()
         self.gate = VolumeGate(
             volume,
@@ -124,11 +140,15 @@ class Supervisor:
                 group.create_task(self._probe(), name="prober"),
                 group.create_task(self._tail(), name="log tail"),
             ]
+            if self._config_file is not None:
+                watching = watch_config_file(self._config_file, self._facts.put_nowait)
+                children.append(group.create_task(watching, name="configuration file watch"))
             while not self._leaving:
                 fact = await self._next_fact()
                 now = self.came_round_at = self._clock()
                 if fact is not None:
                     await self._perform(self._learn(fact, now))
+                    self._tell_drift()
                 await self._perform(self._lifecycle.passed(now, self._inflight.count))
                 if self._inflight.count and not self.snapshot.accepting and not self._awaiting_idle:
                     self._awaiting_idle = True
@@ -150,11 +170,15 @@ class Supervisor:
     def _learn(self, fact: Fact, now: float) -> list[Transition | Effect]:
         match fact:
             case Published(generation, written):
+                self._complaint = None
                 word = "published" if written else "already published"
                 _log.info("launch script %s", word, extra={"fields": {"generation": generation}})
                 return self._lifecycle.published(generation, now)
             case PublishFailed(reason, detail):
-                _log.error("cannot publish the launch script: %s", detail, extra={"fields": {"reason": reason}})
+                if fact != self._complaint:
+                    # Once for each cause, not once for each attempt.
+                    self._complaint = fact
+                    _log.error("cannot publish the launch script: %s", detail, extra={"fields": {"reason": reason}})
                 self._lifecycle.publish_failed(reason, detail)
                 return []
             case VolumeSample(status, alive):
@@ -166,6 +190,13 @@ class Supervisor:
             case LogAdvanced(epoch, progress):
                 self._lifecycle.advanced(epoch, progress, now)
                 return []
+            case ConfigFileSeen(changed):
+                if changed:
+                    _log.warning("drift: the configuration file has changed; it is read when the sidecar next starts")
+                else:
+                    _log.info("the configuration file is again what was read at the start")
+                self._lifecycle.config_file_seen(changed=changed)
+                return []
             case HoldTaken(epoch):
                 self._lifecycle.hold_taken(epoch)
                 return []
@@ -174,6 +205,15 @@ class Supervisor:
             case Idle():
                 self._awaiting_idle = False
                 return []
+
+    def _tell_drift(self) -> None:
+        snapshot = self.snapshot
+        if snapshot.script_drifted and not self._drift_told:
+            _log.warning(
+                "drift: the engine runs another launch script than was published; its next start takes that one",
+                extra={"fields": {"running": snapshot.generation, "published": snapshot.published_generation}},
+            )
+        self._drift_told = snapshot.script_drifted
 
     async def _perform(self, effects: list[Transition | Effect]) -> None:
         for effect in effects:
@@ -201,15 +241,19 @@ class Supervisor:
         self._facts.put_nowait(Idle())
 
     async def _publish(self) -> None:
-        for attempt in range(1_000_000_000):
+        failures, lies_there = 0, False
+        while True:
             try:
                 written = await self._volume.publish(self._script)
             except VolumeError as error:
                 self._facts.put_nowait(PublishFailed(error.reason, error.detail))
-                await asyncio.sleep(_PUBLISH_BACKOFF_SECONDS[min(attempt, len(_PUBLISH_BACKOFF_SECONDS) - 1)])
+                await asyncio.sleep(_PUBLISH_BACKOFF_SECONDS[min(failures, len(_PUBLISH_BACKOFF_SECONDS) - 1)])
+                failures, lies_there = failures + 1, False
             else:
-                self._facts.put_nowait(Published(self._script.generation, written))
-                return
+                if written or not lies_there:
+                    self._facts.put_nowait(Published(self._script.generation, written))
+                failures, lies_there = 0, True
+                await asyncio.sleep(_REPUBLISH_SECONDS)
 
     async def _tail(self) -> None:
         await tail_load_phases(
