@@ -18,7 +18,7 @@ from pathlib import Path
 
 _MARK = "POD_CONTAINER"
 # A shell's `sleep` outlives the subshell that waited for it. With process number 1 the kernel ends it; here it may.
-_STRAGGLER_SECONDS = 2.0
+_STRAGGLER_LOOKS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,9 @@ class Container:
                     stderr=subprocess.STDOUT,
                     env=self.environ | {_MARK: self._mark},
                     start_new_session=True,
-                    **({} if self.user is None else {"user": self.user, "group": self.user, "extra_groups": []}),
+                    user=self.user,
+                    group=self.user,
+                    extra_groups=None if self.user is None else [],
                 )
             self._changed.set()
             code = await self._process.wait()
@@ -156,13 +158,11 @@ class Container:
                     await self._stopping.wait()
 
     async def _look_for_orphans(self) -> None:
-        deadline = time.monotonic() + _STRAGGLER_SECONDS
-        while (left := self.processes()) and time.monotonic() < deadline:
+        for _ in range(_STRAGGLER_LOOKS):
+            if not self.processes():
+                return
             await asyncio.sleep(0.05)
-        for pid in left:
-            with suppress(OSError):
-                words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                self.orphans.append(words.strip())
+        self.orphans += [_command_line(pid) for pid in self.processes()]
 
     async def _end(self) -> None:
         task = self._task
@@ -178,3 +178,10 @@ class Container:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.002)
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return f"process {pid}, gone meanwhile"

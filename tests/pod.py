@@ -16,7 +16,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -63,7 +63,7 @@ class Change:
 class Pod:
     """Two containers and their volume; as a context manager it leaves no process and no file behind."""
 
-    def __init__(self, *, engine: dict[str, object] | None = None, user: int | None = None, **environ: str) -> None:
+    def __init__(self, *, engine: Mapping[str, object] | None = None, user: int | None = None, **environ: str) -> None:
         """Take the fake engine's switches, a user for the sidecar, and more or other variables for it."""
         base = _MEMORY if _MEMORY.is_dir() else None
         self.directory = Path(tempfile.mkdtemp(prefix="pod-", dir=base))
@@ -192,20 +192,19 @@ class Pod:
 
     def log(self) -> list[dict[str, Any]]:
         """All whole log lines of the sidecar that are JSON, oldest first."""
-        lines = []
-        for line in self.sidecar.printed.splitlines():
-            if line.startswith("{") and line.endswith("}"):
-                lines.append(json.loads(line))
-        return lines
+        lines = self.sidecar.printed.splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
     @property
     def changes(self) -> list[Change]:
         """The transitions the sidecar logged, over all its runs."""
-        return [
-            Change(_seconds(line["time"]), *line["message"].split(" -> "), line["event"], line["reason"])
-            for line in self.log()
-            if " -> " in line["message"] and "event" in line
-        ]
+        changes = []
+        for line in self.log():
+            source, arrow, target = line["message"].partition(" -> ")
+            if arrow and "event" in line:
+                at = datetime.fromisoformat(line["time"]).timestamp()
+                changes.append(Change(at, source, target, line["event"], line["reason"]))
+        return changes
 
     @property
     def path(self) -> list[str]:
@@ -231,7 +230,3 @@ class Pod:
         assert self.engine.orphans == [], self.story()
         assert self.sidecar.orphans == [], self.story()
         assert "Traceback" not in self.sidecar.printed, self.story()
-
-
-def _seconds(time_text: str) -> float:
-    return datetime.fromisoformat(time_text).timestamp()
