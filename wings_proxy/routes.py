@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import re
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from wings_proxy.engines.base import Engine
 
@@ -48,6 +49,14 @@ OWN_PATHS = frozenset(
 )
 
 
+def _is_one_segment(part: str) -> bool:
+    """Return whether the part stays one segment, and no step up, once the engine has decoded it.
+
+    A slash in it may be escaped: model names have them.
+    """
+    return not {"", ".", ".."} & set(unquote(part).replace("\\", "/").split("/"))
+
+
 class Routes:
     """The routes of one engine under one configuration."""
 
@@ -82,7 +91,7 @@ class Routes:
         parts = path.split("/")
         for pattern, route in self._patterns:
             if len(pattern) == len(parts) and all(
-                expected == part or (expected == "*" and part not in ("", ".", ".."))
+                expected == part or (expected == "*" and _is_one_segment(part))
                 for expected, part in zip(pattern, parts, strict=True)
             ):
                 return route

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from wings_proxy.lifecycle import Event, Snapshot, State, Transition
+from wings_proxy.lifecycle import TABLE, Event, Snapshot, State, Transition
+
+# Every one there can be, so that each counter exists at 0 before it is needed.
+_TRANSITIONS: Final = sorted(
+    {(target, event) for row in TABLE.values() for event, target in row.items() if isinstance(target, State)}
+)
 
 
 class StateMetrics(Collector):
@@ -53,8 +59,8 @@ class StateMetrics(Collector):
         transitions = CounterMetricFamily(
             "wings_engine_state_transitions", "Changes of the engine's state.", labels=["state", "event"]
         )
-        for (target, event), count in self._transitions.items():
-            transitions.add_metric([target, event], count)
+        for target, event in _TRANSITIONS:
+            transitions.add_metric([target, event], self._transitions[target, event])
         yield transitions
         failures = CounterMetricFamily(
             "wings_engine_failures", "Engine runs that failed, by reason.", labels=["reason"]

@@ -70,7 +70,7 @@ class Status:
     async def engine_status(self, _: web.Request) -> web.Response:
         """The short form of the deployment this replaces; always 200."""
         snapshot = self._snapshot()
-        return web.json_response({"ready": snapshot.healthy, "status": snapshot.meaning.health})
+        return self._answer(ok=True, body={"ready": snapshot.healthy, "status": snapshot.meaning.health})
 
     def health_body(self) -> dict[str, object]:
         """Return the body of /health: the three keys of the reference, then ours."""
