@@ -297,8 +297,14 @@ def a_volume_that_cannot_be_written_is_a_reason_to_wait() -> None:
     assert life.says == ("waiting", "volume_full")
     assert life.it().detail == "no space left"
     assert life.publishes() == ["published: waiting -> starting"]
-    life.core.publish_failed("volume_full", "no space left")
+    # The script was lost again before the engine ran it, and cannot be put back.
+    life.core.publish_failed("volume_missing", "no such directory")
+    assert life.says == ("starting", "volume_missing")
+    assert life.publishes() == []
     assert life.says == ("starting", "engine_not_started")
+    life.sees(running())
+    life.core.publish_failed("volume_missing", "no such directory")
+    assert life.says == ("loading", "loading")
 
 
 @story
