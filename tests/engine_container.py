@@ -19,7 +19,21 @@ from pathlib import Path
 from wings_proxy.engine_status import EngineStatus, parse_status
 from wings_proxy.launch import LaunchSpec, render
 
-SHELLS = [shell for shell in ("dash", "bash", "busybox") if shutil.which(shell)]
+ALL_SHELLS = {
+    "dash": ("dash",),
+    "bash": ("bash",),
+    "bash as sh": ("bash", "--posix"),
+    "busybox": ("busybox", "sh"),
+}
+SHELLS = {name: command for name, command in ALL_SHELLS.items() if shutil.which(command[0])}
+
+
+def shell_command(shell: str) -> list[str]:
+    """The words that start a shell, by its full path: some tests change PATH."""
+    program, *options = SHELLS[shell]
+    path = shutil.which(program)
+    assert path is not None
+    return [path, *options]
 
 
 @dataclass
@@ -34,10 +48,7 @@ class Container:
 
     @property
     def shell_command(self) -> list[str]:
-        """The shell, as its first words on a command line."""
-        path = shutil.which(self.shell)
-        assert path is not None
-        return [path, "sh"] if self.shell == "busybox" else [path]
+        return shell_command(self.shell)
 
     @property
     def volume(self) -> Path:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import wings_proxy
+from tests.engine_container import SHELLS, Container, shell_command
+from wings_proxy.engine_status import Phase
 from wings_proxy.launch import LaunchSpec, engine_stub, render
 
-SHELLS = [shell for shell in ("dash", "bash", "busybox") if shutil.which(shell)]
 NASTY = [
     "",
     " ",
@@ -147,8 +148,7 @@ def arguments_seen(shell: str, script: bytes, directory: Path) -> list[str]:
     """Run the script's head alone, with its command's arguments and variables printed instead of run."""
     printed = script[: script.index(b"# shellcheck shell=sh")] + b"\nprintf '%s\\0' \"$@\"\n"
     (directory / "head").write_bytes(printed)
-    command = [shell, "sh", "head"] if shell == "busybox" else [shell, "head"]
-    done = subprocess.run(command, cwd=directory, capture_output=True, timeout=20, check=True)
+    done = subprocess.run([*shell_command(shell), "head"], cwd=directory, capture_output=True, timeout=20, check=True)
     assert done.stderr == b""
     return done.stdout.decode(errors="surrogateescape").split("\0")[:-1]
 
@@ -197,8 +197,9 @@ def test_the_stub_becomes_the_script_wherever_it_lies(shell: str, tmp_path: Path
     script = tmp_path / "a volume's $(name)" / "start_command.sh"
     script.parent.mkdir()
     script.write_text('echo "$0"\n')
-    command = ["busybox", "sh", "-c"] if shell == "busybox" else [shell, "-c"]
-    done = subprocess.run([*command, engine_stub(str(script))], capture_output=True, text=True, timeout=20)
+    done = subprocess.run(
+        [*shell_command(shell), "-c", engine_stub(str(script))], capture_output=True, text=True, timeout=20
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{script}\n", "")
 
 
@@ -207,3 +208,43 @@ def test_the_stub_is_one_line_to_be_pasted_into_a_manifest() -> None:
         "trap 'exit 143' TERM; until [ -f /shared-volume/start_command.sh ]; do sleep 1 & wait $!; done; "
         "exec sh /shared-volume/start_command.sh"
     )
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_run_from_its_start_to_a_crash(shell: str, tmp_path: Path) -> None:
+    container = Container(shell, tmp_path)
+    generation = container.publish("sh", "-c", 'echo "$0"; echo trouble >&2; exit 3', "it's $(up)")
+    try:
+        assert container.start().wait(10) == 3
+    finally:
+        container.clear()
+    status = container.status()
+    assert status is not None
+    assert (status.phase, status.asked, status.code, status.generation) == (Phase.EXITED, False, 3, generation)
+    assert abs(status.started - time.time()) < 60
+    assert container.log() == container.stdout == b"it's $(up)\ntrouble\n"
+    assert container.stderr == b""
+    assert container.files() == ["engine.alive", "engine.log", "engine.status", "start_command.sh"]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_stop_waits_for_the_hold_to_go(shell: str, tmp_path: Path) -> None:
+    container = Container(shell, tmp_path)
+    container.publish("sh", "-c", "trap 'echo down; exit 4' TERM; echo up; while :; do sleep 0.02; done")
+    try:
+        process = container.start()
+        container.until(lambda: container.log() == b"up\n")
+        status = container.status()
+        assert status is not None
+        (container.volume / "hold").write_text(f"{status.run}\n")
+        process.terminate()
+        container.until(lambda: b"stop_requested" in (container.volume / "engine.status").read_bytes())
+        assert container.log() == b"up\n"
+        (container.volume / "hold").unlink()
+        assert process.wait(10) == 4
+    finally:
+        container.clear()
+    status = container.status()
+    assert status is not None
+    assert (status.phase, status.asked, status.code) == (Phase.EXITED, True, 4)
+    assert container.log() == container.stdout == b"up\ndown\n"

@@ -10,15 +10,15 @@
 : "${wings_generation:?rendered by wings-proxy}" "${wings_release_seconds:?}" "${wings_stop_seconds:?}"
 
 # First of all, because a process number 1 without a trap loses the signal. While wings_busy is set only a note is
-# taken; the main path looks at it. SIGHUP is not for us, but it must not end us either. SIGQUIT means: now.
+# taken; the main path looks at it. One signal is enough, and more would only shake `wait`: all but SIGQUIT, which means
+# "now", are ignored from then on. SIGHUP is not for us.
 wings_busy=1
 wings_asked=false
-wings_interrupted=
 wings_leader=
 wings_stopping=
-trap 'wings_asked=true; wings_interrupted=1; [ -n "$wings_busy" ] || wings_stop' TERM INT
-trap 'wings_interrupted=1' HUP
-trap 'wings_asked=true; wings_interrupted=1; wings_kill' QUIT
+trap 'trap "" TERM INT; wings_asked=true; [ -n "$wings_busy" ] || wings_stop' TERM INT
+trap 'wings_asked=true; wings_kill' QUIT
+trap '' HUP
 umask 022
 
 wings_dir=${0%/*}
@@ -212,7 +212,7 @@ wings_open_log
 
 [ "$wings_asked" = false ] || wings_finish 143
 
-# A shell starts background commands with SIGINT and SIGQUIT ignored; give the engine what it would have had without us.
+# A shell starts background commands with SIGINT and SIGQUIT ignored for good; env(1) of newer coreutils undoes that.
 if env --default-signal=INT,QUIT true 2>/dev/null; then
   set -- env --default-signal=INT,QUIT -- "$@"
 else
@@ -227,15 +227,20 @@ exec 6>&- 7<&-
 wings_busy=
 [ "$wings_asked" = false ] || wings_stop
 
-# `wait` also returns when a trap ran; then it is not the engine's code. 127 after such a round means that the code of the
-# round before was the engine's after all: the shell has forgotten a process it reported once.
-wings_last=
+# `wait` also returns, with a code above 128, when a trap ran: then the engine is still there, or has ended since. Asking
+# once more tells its own code; 127 means that the shell, having told it before, has forgotten it. In between a `wait` for
+# nothing, on which bash can spend an interruption it still has in mind.
 while :; do
-  wings_interrupted=
   wait "$wings_leader"
   wings_code=$?
-  if [ "$wings_code" -eq 127 ] && [ -n "$wings_last" ]; then wings_code=$wings_last; fi
-  [ -n "$wings_interrupted" ] || break
-  wings_last=$wings_code
+  if [ "$wings_code" -le 128 ] || ! kill -s 0 "$wings_leader" 2>/dev/null; then break; fi
 done
+trap '' TERM INT HUP QUIT
+if [ "$wings_code" -gt 128 ]; then
+  true &
+  wait $!
+  wait "$wings_leader" 2>/dev/null
+  wings_again=$?
+  [ "$wings_again" -eq 127 ] || wings_code=$wings_again
+fi
 wings_finish "$wings_code"
