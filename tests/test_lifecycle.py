@@ -1017,6 +1017,25 @@ def test_a_history_of_another_script_is_no_drift() -> None:
     assert not life.it().drifted
 
 
+def test_a_configuration_file_that_changed_is_drift_too() -> None:
+    life = ready()
+    life.core.config_file_seen(changed=True)
+    assert (life.it().drifted, life.it().script_drifted) == (True, False)
+    life.core.config_file_seen(changed=False)
+    assert not life.it().drifted
+
+
+def test_only_a_run_that_is_on_looks_for_the_hold() -> None:
+    life = Life()
+    assert life.it().holdable_run is None
+    life.sees(exited(0, asked=True))
+    assert life.it().holdable_run is None
+    life.sees(running("b"))
+    assert life.it().holdable_run == "b"
+    life.sees(running("b"), alive=False)
+    assert life.it().holdable_run is None
+
+
 def test_the_epoch_grows_with_every_start_and_end() -> None:
     life = Life()
     epochs = [life.it().epoch]
