@@ -123,6 +123,7 @@ async def test_health_keeps_the_reference_body_and_says_everything(aiohttp_clien
             "run": "b",
             "generation": "old",
             "drift": True,
+            "config_file_changed": False,
         },
     )
 
@@ -144,6 +145,7 @@ async def test_health_of_a_sidecar_that_just_began(aiohttp_client: AiohttpClient
         "run": None,
         "generation": None,
         "drift": False,
+        "config_file_changed": False,
     }
 
 
