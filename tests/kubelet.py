@@ -91,17 +91,20 @@ class Container:
     async def terminate(self, grace: float = 30.0) -> int:
         """What deletion of the pod does: SIGTERM, no restart, SIGKILL after the grace period. Returns the exit code."""
         self._stopping.set()
-        # A signal to a process that has not become ours yet would end the test's own copy of it.
         await self.until(lambda: self.pid is not None or self._task is None or self._task.done(), 5.0)
-        self.signal(signal.SIGTERM)
-        try:
-            async with asyncio.timeout(grace):
-                await self._end()
-        except TimeoutError:
-            self.signal(signal.SIGKILL)
-            await self._end()
-            return -9
+        ends = len(self.exits)
+        if self.signal(signal.SIGTERM):
+            asyncio.get_running_loop().call_later(grace, self._out_of_grace, self.pid)
+            await self.until(lambda: len(self.exits) > ends, grace + 5.0)
         return self.exits[-1].code
+
+    def _out_of_grace(self, pid: int | None) -> None:
+        if self.pid == pid:
+            self.signal(signal.SIGKILL)
+
+    async def settled(self) -> None:
+        """Wait until what a terminated container left behind was looked for."""
+        await self._end()
 
     async def stop(self) -> None:
         """End everything at once, for a test that is over."""
