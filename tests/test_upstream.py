@@ -342,6 +342,16 @@ async def test_one_the_engine_reset_is_not_used(pool: Pool, listener: Listener) 
     assert pool.take() is None
 
 
+async def test_an_engine_that_closes_after_each_answer_gets_a_new_connection_each_time(listener: Listener) -> None:
+    pool = Pool(asyncio.get_running_loop(), listener.port, connect_timeout_seconds=1.0, idle_seconds=0.0)
+    connection, peer = await used(pool, listener)
+    pool.give_back(connection, reusable=True)
+    assert pool.idle == 0
+    assert pool.take() is None
+    assert await asyncio.to_thread(peer.recv, 1) == b""
+    listener.close()
+
+
 async def test_idle_connections_are_closed_before_the_engine_would(listener: Listener) -> None:
     pool = Pool(asyncio.get_running_loop(), listener.port, connect_timeout_seconds=1.0, idle_seconds=0.05)
     first, peer = await used(pool, listener)

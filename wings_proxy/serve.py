@@ -77,7 +77,7 @@ async def serve(config: Config, engine_key: bytes | None, config_file: ConfigFil
         loop,
         config.engine_port,
         connect_timeout_seconds=config.connect_timeout_seconds,
-        idle_seconds=settings.pool_idle_seconds,
+        idle_seconds=engine.keep_alive_seconds,
     )
     probe = HealthProbe(
         engine, config.engine_port, timeout=config.probe_timeout_seconds, api_key=engine_key, clock=loop.time

@@ -191,7 +191,7 @@ class Pool:
         connect_timeout_seconds: float,
         idle_seconds: float,
     ) -> None:
-        """Keep idle connections for *idle_seconds*, less than the engine keeps them (uvicorn: 5 s)."""
+        """Keep idle connections for *idle_seconds*, less than the engine does (uvicorn: 5 s); 0 keeps none."""
         self.loop = loop
         self._address = (LOOPBACK, port)
         self._connect_timeout_seconds = connect_timeout_seconds
@@ -219,7 +219,8 @@ class Pool:
     def give_back(self, connection: Connection, *, reusable: bool) -> None:
         """End an exchange; *reusable*: request and answer were both complete and nothing followed."""
         connection.release()
-        if not reusable or not connection.open or self._closed or connection.epoch != self._epoch:
+        reusable = reusable and self._idle_seconds > 0 and not self._closed
+        if not reusable or not connection.open or connection.epoch != self._epoch:
             connection.abort()
             return
         connection.idle_since = self.loop.time()

@@ -33,6 +33,8 @@ class Engine:
     health_path: str
     # Least time a health probe is given, seconds: SGLang's generates a token and takes over one.
     health_seconds: float
+    # How long an idle connection is kept, seconds: less than the engine does. 0: it closes after an answer.
+    keep_alive_seconds: float
     # Prefix of the engine's own metric families, passed through unrenamed.
     metric_prefix: str
     # Paths clients use, exact; a part `*` stands for one path segment.

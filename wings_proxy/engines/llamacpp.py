@@ -31,6 +31,9 @@ ENGINE = Engine(
     argv=argv,
     health_path="/health",
     health_seconds=0.0,
+    # It says `Keep-Alive: timeout=5` and closes after each streamed answer all the same, in the same millisecond: the
+    # next request on that connection would be read and dropped (seen on b11549).
+    keep_alive_seconds=0.0,
     metric_prefix="llamacpp:",
     inference_paths=OPENAI_PATHS
     | {

@@ -34,6 +34,8 @@ ENGINE = Engine(
     argv=argv,
     health_path="/health",
     health_seconds=20.0,
+    # uvicorn closes after 5.0 s.
+    keep_alive_seconds=4.0,
     metric_prefix="sglang:",
     inference_paths=OPENAI_PATHS | {"/encode", "/classify", "/v1/classify", "/model_info", "/get_model_info", "/ping"},
     admin_paths=frozenset(

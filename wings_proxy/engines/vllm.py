@@ -38,6 +38,8 @@ ENGINE = Engine(
     argv=argv,
     health_path="/health",
     health_seconds=0.0,
+    # uvicorn closes after 5.0 s.
+    keep_alive_seconds=4.0,
     metric_prefix="vllm:",
     inference_paths=OPENAI_PATHS
     | {"/pooling", "/classify", "/inference/v1/generate", "/v1/classify", "/load", "/ping", "/tokenizer_info"},
