@@ -15,7 +15,7 @@ METADATA := setup.cfg pyproject.toml wings_proxy/__init__.py
 
 demo: $(VENV)/.llamacpp
 	@$(BIN)/wings-proxy up $(UP_FLAGS) \
-		--ask "What is the capital of France?" \
+		--ask "Tell me about Paris, the capital of France, in three sentences." \
 		--ask "你好，请用中文介绍一下你自己。"
 
 test: $(VENV)/.test
