@@ -5,6 +5,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# Clients of other people, as their users run them: their dependencies must not meet ours.
+CLIENTS := .venv-clients
 UP_FLAGS ?=
 
 # What an installation depends on: when one of these changes, it is done again.
@@ -21,7 +23,7 @@ demo: $(VENV)/.llamacpp
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
-test-all: $(VENV)/.test $(VENV)/.llamacpp
+test-all: $(VENV)/.test $(VENV)/.llamacpp $(CLIENTS)/.openai
 	$(BIN)/python -m pytest -m "" $(PYTEST_FLAGS)
 
 lint: $(VENV)/.lint
@@ -43,6 +45,12 @@ $(VENV)/.test: $(METADATA) | $(BIN)/python
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test]'
 	@touch $@
 
+$(CLIENTS)/.openai: | check-prereqs
+	@echo "Installing openai-python into $(CLIENTS) ..."
+	@$(PYTHON) -m venv $(CLIENTS)
+	@$(CLIENTS)/bin/python -m pip install -q --disable-pip-version-check 'openai>=2'
+	@touch $@
+
 $(VENV)/.lint: $(METADATA) | $(BIN)/python
 	@echo "Installing ruff, mypy and what they need to see into $(VENV) ..."
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[lint,test]'
@@ -62,5 +70,5 @@ check-prereqs:
 	@command -v git >/dev/null || { echo "wings-infer needs git: apt install git" >&2; exit 1; }
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) build dist *.egg-info .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
