@@ -72,9 +72,11 @@ async def test_the_next_run_needs_a_hold_of_its_own(tmp_path: Path) -> None:
 
 async def test_an_engine_without_a_run_is_forwarded_to_without_a_hold(tmp_path: Path) -> None:
     door = Door(tmp_path, replace(READY, run=None))
-    assert door.gate.open
     assert await door.gate.admit() is None
+    assert door.gate.open
     assert door.hold is None
+    # Our own end must know that clients are about.
+    assert door.taken == [1]
 
 
 @pytest.mark.parametrize("seen", [status("stop_requested"), status("running", RUN.replace("1", "3"))])
@@ -123,6 +125,7 @@ async def test_a_volume_that_cannot_be_written_does_not_stop_the_service(
     assert await door.gate.admit() is None
     assert door.gate.open
     assert "not protected" in caplog.text
+    assert door.taken == [1]
     await door.gate.release()  # nothing of ours to remove
     await door.gate.discard()
     assert "could not be removed" in caplog.text

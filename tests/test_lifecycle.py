@@ -404,8 +404,12 @@ def each_run_has_its_own_time_to_load() -> None:
 @story
 def several_good_probes_can_be_asked_for() -> None:
     life = Life(Rules(3, 2, 300, 5, 60, 120, None))
+    assert life.probe(HEALTHY) == ["PROBE_SOON"]
+    # Those of one run do not count for the next.
     life.publishes()
     life.sees(running())
+    assert life.probe(HEALTHY) == ["PROBE_SOON"]
+    life.sees(running("b"))
     assert life.probe(HEALTHY) == ["PROBE_SOON"]
     assert life.probe(TIMEOUT) == []
     assert life.probe(HEALTHY) == ["PROBE_SOON"]
@@ -563,6 +567,7 @@ def crashes_have_names() -> None:
         (exited(1), True, "crashed", "the engine ended by itself, exit code 1", 1),
         (exited(0), True, "crashed", "the engine ended by itself, exit code 0", 0),
         (exited(128), True, "crashed", "the engine ended by itself, exit code 128", 128),
+        (exited(129), True, "crashed", "the engine was ended by signal 1", 129),
         (exited(139), True, "crashed", "the engine was ended by signal 11", 139),
         (exited(137), False, "killed", "the engine was ended by signal 9", 137),
         (exited(None), True, "crashed", "the engine ended by itself", None),
@@ -619,6 +624,8 @@ def a_stop_in_every_state_that_has_a_run() -> None:
     life = loading()
     assert life.sees(stop_requested()) == ["stop_requested: loading -> stopping"]
     assert life.door == "closed"
+    assert life.probe(HEALTHY) == []
+    assert not life.it().ready_in_run
     life = unhealthy()
     assert life.sees(stop_requested()) == ["stop_requested: unhealthy -> stopping"]
     life = never_loaded()
@@ -1117,9 +1124,8 @@ UNREACHED: set[tuple[State, Event]] = {
     *((state, Event.DEADLINE) for state in State if state not in (State.LOADING, State.UNHEALTHY, State.STOPPING)),
     # A run begins before anything else is known of it, which leads out of these.
     *((state, event) for state in (State.WAITING, State.STARTING) for event in (Event.STOP_REQUESTED, Event.CRASHED)),
-    # That a stop was asked for is told before the end it led to, and once.
+    # That a stop was asked for is told before the end it led to.
     *((state, Event.ENDED) for state in State if state not in (State.STOPPING, State.DRAINING)),
-    (State.STOPPING, Event.STOP_REQUESTED),
 }
 
 

@@ -21,10 +21,10 @@ from wings_proxy.serve import run_serve
 
 
 async def test_from_nothing_to_a_streamed_answer(fake_engine: StartEngine, tmp_path: Path) -> None:
-    engine = await fake_engine(boot_seconds=0.2, tokens=20)
+    engine = await fake_engine(boot_seconds=0.5, tokens=20)
     async with sidecar(tmp_path, engine.port) as running:
+        await running.health(lambda body: body["state"] != "waiting")
         script = tmp_path / "start_command.sh"
-        assert script.exists()
         assert b"--max-num-seqs" in script.read_bytes()
         assert (await running.get("/startupz"))[0] == 200
         assert (await running.get("/readyz"))[0] == 503

@@ -42,7 +42,7 @@ class VolumeGate:
     def open(self) -> bool:
         """Whether a request may be forwarded without further ado."""
         snapshot = self._snapshot()
-        return snapshot.forwards and (self._held_epoch == snapshot.epoch or snapshot.holdable_run is None)
+        return snapshot.forwards and self._held_epoch == snapshot.epoch
 
     async def admit(self) -> ApiError | None:
         """Let a request pass (None), taking the hold if it is the first of its run, or say why not."""
@@ -53,13 +53,16 @@ class VolumeGate:
             if self.open:
                 return None
             run = snapshot.holdable_run
-            assert run is not None
+            if run is None:
+                # Started by hand: nobody will look for a hold.
+                self._admit(snapshot)
+                return None
             try:
                 await self._volume.take_hold(run)
             except VolumeError as error:
                 # A volume that is full must not stop the service: this run is forwarded to without protection.
                 _log.warning("requests of this engine run are not protected from its stop: %s", error.detail)
-                self._held_epoch = snapshot.epoch
+                self._admit(snapshot)
                 return None
             self._on_volume = True
             status = await self._volume.read_status()
@@ -68,9 +71,13 @@ class VolumeGate:
             if asked or later.epoch != snapshot.epoch or not later.forwards:
                 await self._unlink()
                 return self._refusal(later)
-            self._held_epoch = snapshot.epoch
-            self._hold_taken(snapshot.epoch)
+            self._admit(snapshot)
             return None
+
+    def _admit(self, snapshot: Snapshot) -> None:
+        # Told also where no hold could be taken: our own end must still give endpoints their time to lag.
+        self._held_epoch = snapshot.epoch
+        self._hold_taken(snapshot.epoch)
 
     async def release(self) -> None:
         """Let the engine container go: no request is in flight, or the time for them is over."""

@@ -260,7 +260,6 @@ class Lifecycle:
         self._rules = rules
         self.snapshot = Snapshot(State.WAITING, now, "not_published", "the launch script is not on the volume yet")
         self._first_sample = True
-        self._phase: Phase | None = None
         self._good = self._bad = self._refused = 0
         self._progress_at = now
         self._held = False
@@ -297,7 +296,7 @@ class Lifecycle:
         over = status.phase is Phase.EXITED or alive is False
         effects: list[Transition | Effect] = []
         if status.run != self.snapshot.run:
-            self._phase, self._held = Phase.RUNNING, False
+            self._held = False
             restarts = self.snapshot.restarts + (self.snapshot.run is not None)
             self._update(run=status.run, run_over=False, generation=status.generation, restarts=restarts)
             if first and over:
@@ -307,10 +306,8 @@ class Lifecycle:
             effects += self._start_of_run(now)
         if self.snapshot.run_over:
             return effects
-        if status.phase is not Phase.RUNNING and self._phase is Phase.RUNNING:
-            self._phase = Phase.STOP_REQUESTED
-            if status.asked:
-                effects += self._fire(Event.STOP_REQUESTED, now, "stop_requested", "the engine was asked to stop")
+        if status.asked:
+            effects += self._fire(Event.STOP_REQUESTED, now, "stop_requested", "the engine was asked to stop")
         if over:
             effects += self._end_of_run(status, now)
         return effects
