@@ -76,7 +76,9 @@ class Container:
     def publish(self, *argv: str, release: int = 5, stop: int = 5, env: tuple[tuple[str, str], ...] = ()) -> str:
         script = render(LaunchSpec(argv, env, release, stop))
         self.volume.mkdir(exist_ok=True)
-        (self.volume / "start_command.sh").write_bytes(script.text)
+        # In one step, as the sidecar does: somebody may be waiting for it.
+        (self.volume / "new").write_bytes(script.text)
+        (self.volume / "new").rename(self.volume / "start_command.sh")
         return script.generation
 
     def publish_program(

@@ -139,9 +139,10 @@ def test_a_process_that_left_the_group_cannot_hold_up_the_end(container: Contain
     process = container.run(LEAVES_CORE, "leaves the group", str(told))
     told.touch()
     began = time.monotonic()
+    container.until(lambda: ended(container) == (Phase.EXITED, False, 0))
+    assert time.monotonic() - began < 2  # 0.5 s on a quiet machine
     assert process.wait(10) == 1
-    assert time.monotonic() - began < 2
-    assert ended(container) == (Phase.EXITED, False, 0)
+    assert time.monotonic() - began < 4
 
 
 # A stop somebody asked for
@@ -672,12 +673,14 @@ def after(small: Container) -> Container:
 @needs_root
 def test_a_flood_of_output_stays_within_its_share(small: Container) -> None:
     program = """
-import os, sys
+import os, sys, time
 largest = 0
 for number in range(20000):
     os.write(1, b"line %06d\\n" % number)
     largest = max(largest, os.stat(sys.argv[1]).st_size)
-os.write(2, b"largest %d\\n" % largest)
+last = b"largest %d\\n" % largest
+os.write(2, last)
+while not open(sys.argv[1], "rb").read().endswith(last): time.sleep(0.002)
 os._exit(3)
 """
     small.publish_program(program, str(small.volume / "engine.log"))

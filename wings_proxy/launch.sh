@@ -25,12 +25,17 @@ wings_dir=${0%/*}
 [ "$wings_dir" != "$0" ] || wings_dir=.
 wings_log=$wings_dir/engine.log
 
-# wings_record PHASE CODE: replace the status in one step, then ring. On a full volume the last run's log makes room, then
-# the old status does. The bell has a time limit: a FIFO that somebody filled up would block this script for ever.
+# wings_record PHASE CODE: replace the status in one step, then ring. On a full volume the last run's log makes room,
+# then the old status does. The bell has a time limit: a FIFO that somebody filled up would block this script for ever.
 wings_record() {
-  wings_line=$(printf '{"run": "%s", "generation": "%s", "phase": "%s", "asked": %s, "code": %s, "started": %s, "changed": %s}' \
-    "$wings_run" "$wings_generation" "$1" "$wings_asked" "$2" "$wings_started" "$(date +%s)")
-  wings_replace || { rm -f "$wings_log.1" && wings_replace; } || { rm -f "$wings_dir/engine.status" && wings_replace; } ||
+  wings_line=$(
+    printf '{"run": "%s", "generation": "%s", "phase": "%s", "asked": %s, "code": %s' \
+      "$wings_run" "$wings_generation" "$1" "$wings_asked" "$2"
+    printf ', "started": %s, "changed": %s}' "$wings_started" "$(date +%s)"
+  )
+  wings_replace ||
+    { rm -f "$wings_log.1" && wings_replace; } ||
+    { rm -f "$wings_dir/engine.status" && wings_replace; } ||
     rm -f "$wings_dir/.engine.status.$wings_run"
   timeout -s KILL 1 printf . >&9
 } 2>/dev/null
@@ -159,11 +164,13 @@ wings_open_log() {
   fi
 } 2>/dev/null
 
-# wings_flush: let the last words reach the log. Bounded, for a process that left the group may hold the pipe.
+# wings_flush CODE: let the last words reach the log before the end is told: whoever hears of it reads them for the
+# reason. Bounded, for a process that left the group may hold the pipe: after half a second the end is told anyway.
 wings_flush() {
   [ -n "$wings_tee" ] || return 0
   (
-    exec 9>&-
+    sleep 0.5 || sleep 1
+    wings_record exited "$1"
     sleep 0.5 || sleep 1
     kill -s KILL "$wings_tee" "$wings_keeper"
   ) >/dev/null &
@@ -179,7 +186,7 @@ wings_finish() {
   trap '' TERM INT HUP QUIT
   [ -z "$wings_stopping" ] || kill -s KILL "$wings_releaser" 2>/dev/null
   wings_kill
-  wings_flush
+  wings_flush "$1"
   wings_record exited "$1"
   case $wings_asked,$1 in
     true,143) exit 0 ;;
@@ -207,7 +214,7 @@ if [ -f "$wings_log" ] && [ ! -L "$wings_log" ]; then
 else
   rm -f "$wings_log"
 fi 2>/dev/null
-wings_record running null
+[ "$wings_asked" = true ] || wings_record running null
 wings_open_log
 
 [ "$wings_asked" = false ] || wings_finish 143
@@ -227,9 +234,9 @@ exec 6>&- 7<&-
 wings_busy=
 [ "$wings_asked" = false ] || wings_stop
 
-# `wait` also returns, with a code above 128, when a trap ran: then the engine is still there, or has ended since. Asking
-# once more tells its own code; 127 means that the shell, having told it before, has forgotten it. In between a `wait` for
-# nothing, on which bash can spend an interruption it still has in mind.
+# `wait` also returns, with a code above 128, when a trap ran: then the engine is still there, or has ended since.
+# Asking once more tells its own code; 127 means that the shell, having told it before, has forgotten it. In between a
+# `wait` for nothing, on which bash can spend an interruption it still has in mind.
 while :; do
   wait "$wings_leader"
   wings_code=$?
