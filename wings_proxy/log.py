@@ -8,16 +8,18 @@ import sys
 from datetime import UTC, datetime
 from typing import Final
 
-from wings_proxy.setting_kinds import shown
+from wings_proxy.setting_kinds import UNPRINTABLE, shown
 
 _ROOT: Final = "wings_proxy"
+# Of one message or field, for people.
+_LONGEST: Final = 2000
 
 
 class _JsonFormatter(logging.Formatter):
     """`{"time", "level", "logger", "message", …fields}`; what a record carries as `fields` is put in as it is."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line; json escapes what could end it."""
+        """Return the line; what json leaves as it is, but a terminal would act on or refuse, is escaped too."""
         line: dict[str, object] = {
             "time": _time_of(record),
             "level": record.levelname.lower(),
@@ -27,7 +29,8 @@ class _JsonFormatter(logging.Formatter):
         line |= getattr(record, "fields", {})
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        text = json.dumps(line, ensure_ascii=False, default=str)
+        return UNPRINTABLE.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
 
 
 class _PlainFormatter(logging.Formatter):
@@ -35,11 +38,14 @@ class _PlainFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, a traceback indented under it."""
-        fields = " ".join(f"{name}={shown(value)}" for name, value in getattr(record, "fields", {}).items())
-        message = shown(record.getMessage(), limit=2000)
+        fields = " ".join(
+            f"{name}={shown(value, limit=_LONGEST)}" for name, value in getattr(record, "fields", {}).items()
+        )
+        message = shown(record.getMessage(), limit=_LONGEST)
         line = f"{_time_of(record)} {record.levelname.lower():<7} {message}{' ' if fields else ''}{fields}"
         if record.exc_info:
-            line += "\n  " + self.formatException(record.exc_info).replace("\n", "\n  ")
+            traceback = self.formatException(record.exc_info).split("\n")
+            line += "".join(f"\n  {shown(part, limit=_LONGEST)}" for part in traceback)
         return line
 
 

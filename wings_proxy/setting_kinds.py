@@ -14,7 +14,7 @@ T_co = TypeVar("T_co", covariant=True)
 _SHOWN_LIMIT: Final = 80
 # C0, DEL and the C1 controls, Unicode's line ends and changes of direction: a log viewer or a terminal may act on any
 # of them. Lone surrogates (bytes of the environment that are not UTF-8) cannot be printed at all.
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 # These three cannot be inside one argument of a launch script line, one element of argv or one header.
 _FORBIDDEN: Final = {"\0": "NUL", "\r": "CR", "\n": "LF"}
 # Ends of words: `HF_TOKEN` and `OPENAI_APIKEY`, not `TOKENIZERS_PARALLELISM` or `MAX_TOKENS`; a secret's path is none.
@@ -27,7 +27,7 @@ _VARIABLE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 def shown(value: object, limit: int = _SHOWN_LIMIT) -> str:
     """Return a value fit for one line of a message: control characters escaped, cut at 80 characters."""
     text = value if isinstance(value, str) else repr(value)
-    text = _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode("ascii"), text)
+    text = UNPRINTABLE.sub(lambda found: found.group().encode("unicode_escape").decode("ascii"), text)
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
 
 
