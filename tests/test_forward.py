@@ -742,6 +742,36 @@ async def test_a_client_that_leaves_takes_its_request_along(how: str, phase: Abo
         assert rig.inflight.at_engine == 0
 
 
+@pytest.mark.parametrize("announced", [b"Content-Length: 100000000", b"Transfer-Encoding: chunked"])
+async def test_a_client_that_leaves_while_the_engine_does_not_read(announced: bytes) -> None:
+    here, look, gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def deaf(engine: EngineSide) -> None:
+        await engine.head()
+        engine.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        here.set()
+        await look.wait()
+        engine.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        await engine.gone()
+        gone.set()
+
+    async with proxy(deaf, max_body_bytes=10**9) as rig:
+        client = await rig.client()
+        await client.send(b"POST /v1/x HTTP/1.1\r\nHost: p\r\n" + announced + b"\r\n\r\n")
+        await here.wait()
+        filling = asyncio.create_task(client.send((b"100000\r\n" + b"x" * 0x100000 + b"\r\n") * 20))
+        await asyncio.sleep(0.2)
+        assert not filling.done()
+        filling.cancel()
+        await asyncio.wait({filling})
+        client.reset()
+        async with asyncio.timeout(0.1):
+            await rig.inflight.drained()
+        look.set()
+        await left_within(0.5, gone)
+        assert rig.metrics.aborts[AbortPhase.UPLOAD] == 1
+
+
 async def test_a_half_sent_small_body_generates_nothing() -> None:
     async with proxy(echo) as rig:
         client = await rig.client()

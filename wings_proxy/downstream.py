@@ -21,6 +21,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import HttpVersion11
 
+_TCP_ESTABLISHED = 1  # tcpi_state, tcp(7)
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -71,6 +72,18 @@ class Downstream:
     def is_gone(self) -> bool:
         """Whether the client closed the connection."""
         return self._protocol.transport is None
+
+    @property
+    def has_left(self) -> bool:
+        """Whether the kernel knows that the client closed; the loop does not hear of it while reading is paused.
+
+        A client that closes with much unsent keeps its end of file behind the bytes nobody takes: that is not seen.
+        """
+        transport = self._protocol.transport
+        if transport is None:
+            return True
+        sock = transport.get_extra_info("socket")
+        return bool(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _TCP_ESTABLISHED)
 
     @property
     def body_is_broken(self) -> bool:

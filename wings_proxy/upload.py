@@ -16,6 +16,9 @@ from wings_proxy.upstream import Connection
 _LOOK_SECONDS = 0.5
 """How often a body that pauses is looked at for having become malformed."""
 
+_LEFT_SECONDS = 0.05
+"""How often a client that is not read from, because the engine does not read either, is looked at."""
+
 
 def too_large(limit: int) -> ApiError:
     """Return the refusal of a body longer than *limit* bytes."""
@@ -49,6 +52,15 @@ class Body:
             except web.RequestPayloadError as error:
                 raise _malformed() from error
 
+    async def room(self, connection: Connection) -> None:
+        """Wait a moment for room in the engine's buffers, and see to it that a client that leaves is noticed."""
+        try:
+            async with asyncio.timeout(_LEFT_SECONDS):
+                await connection.drain()
+        except TimeoutError:
+            if self._client.has_left:
+                self._client.reset()
+
     async def read_all(self) -> bytes:
         """Return the whole of a body known to be small."""
         pieces = []
@@ -80,7 +92,8 @@ async def pump_body(
         if exchange.received_bytes > limit:
             raise too_large(limit)
         connection.write(encode_chunk(piece) if chunked else piece)
-        await connection.drain()
+        while connection.writing_paused:
+            await body.room(connection)
         moved()
     if chunked:
         connection.write(LAST_CHUNK)
