@@ -30,6 +30,10 @@ def test_the_type_follows_from_the_status(status: int, kind: str) -> None:
     assert ApiError(status, ErrorCode.INTERNAL_ERROR, "x").type == kind
 
 
+def test_the_reason_is_the_statuss() -> None:
+    assert ApiError(413, ErrorCode.REQUEST_TOO_LARGE, "x").reason == b"Content Too Large"
+
+
 def test_the_headers_say_who_answers() -> None:
     assert ApiError(404, ErrorCode.NOT_FOUND, "x").headers == [
         (b"Content-Type", b"application/json"),

@@ -101,8 +101,8 @@ async def test_a_full_buffer_says_so_and_drains() -> None:
 
     async def handler(request: web.BaseRequest) -> web.StreamResponse:
         client = Downstream(request)
-        while client.write(b"x" * 1_000_000):
-            await asyncio.sleep(0)  # noqa: ASYNC110 - lets the loop send
+        while client.write(b"x" * 1_000_000):  # noqa: ASYNC110 - lets the loop send
+            await asyncio.sleep(0)
         steps.append("full" if client.writing_paused else "has room")
         full.set()
         await client.drain()
@@ -115,8 +115,7 @@ async def test_a_full_buffer_says_so_and_drains() -> None:
         await full.wait()
         assert steps == ["full"]
         with pytest.raises(ConnectionError):
-            while await client.reader.read(1_000_000):
-                pass
+            await client.reader.read()
         assert steps == ["full", "has room"]
 
 
