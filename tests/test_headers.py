@@ -5,15 +5,25 @@ from __future__ import annotations
 import pytest
 
 from wings_proxy.api_errors import ApiError, ErrorCode
-from wings_proxy.headers import CREDENTIALS, error_response, request_head, request_id, response_head
+from wings_proxy.headers import (
+    CREDENTIALS,
+    NOT_TO_ENGINE,
+    error_response,
+    read_fields,
+    request_head,
+    request_id,
+    response_head,
+)
 from wings_proxy.http1 import ResponseHead, parse_head
 
 ID = b"id-1"
 
 
-def to_engine(*fields: tuple[bytes, bytes], **changes: object) -> list[bytes]:
-    settings: dict[str, object] = {"host": b"127.0.0.1:8000", "request_id": ID, "chunked": False, **changes}
-    head = request_head("POST", "/v1/x", fields, **settings)  # type: ignore[arg-type]
+def to_engine(
+    *fields: tuple[bytes, bytes], dropped: frozenset[bytes] = NOT_TO_ENGINE, authorization: bytes | None = None
+) -> list[bytes]:
+    read = read_fields(fields, dropped=dropped)
+    head = request_head("POST", "/v1/x", read, host=b"127.0.0.1:8000", request_id=ID, authorization=authorization)
     assert head.endswith(b"\r\n\r\n")
     return head[:-4].split(b"\r\n")
 
@@ -62,7 +72,8 @@ def test_fields_keep_order_spelling_and_repetitions() -> None:
 
 
 def test_the_target_is_sent_as_it_came() -> None:
-    head = request_head("GET", "/v1//a%2Fb/../%7e?q=%25&x=+;\udcff", [], host=b"h", request_id=ID, chunked=False)
+    nothing = read_fields([], dropped=NOT_TO_ENGINE)
+    head = request_head("GET", "/v1//a%2Fb/../%7e?q=%25&x=+;\udcff", nothing, host=b"h", request_id=ID)
     assert head.startswith(b"GET /v1//a%2Fb/../%7e?q=%25&x=+;\xff HTTP/1.1\r\nHost: h\r\n")
 
 
@@ -75,7 +86,6 @@ def test_the_target_is_sent_as_it_came() -> None:
         b"Proxy-Authorization",
         b"TE",
         b"Trailer",
-        b"Transfer-Encoding",
         b"Upgrade",
         b"Host",
         b"Expect",
@@ -87,7 +97,7 @@ def test_what_speaks_about_one_connection_ends_here(name: bytes) -> None:
 
 
 def test_fields_named_in_connection_end_here() -> None:
-    kept = to_engine((b"X-Hop", b"1"), (b"X-End", b"2"), connection=frozenset({b"x-hop", b"close"}))
+    kept = to_engine((b"X-Hop", b"1"), (b"X-End", b"2"), (b"Connection", b"close, x-hop"))
     assert b"X-End: 2" in kept
     assert b"X-Hop: 1" not in kept
 
@@ -96,7 +106,8 @@ def test_a_client_cannot_name_away_what_frames_the_message_or_what_we_add() -> N
     kept = to_engine(
         (b"Content-Length", b"3"),
         (b"Content-Type", b"a/b"),
-        connection=frozenset({b"content-length", b"content-type", b"x-request-id", b"host", b"authorization"}),
+        (b"Connection", b"content-length, content-type, x-request-id"),
+        (b"Connection", b"host, authorization"),
         authorization=b"Bearer engine",
     )
     assert kept[1:] == [
@@ -112,14 +123,28 @@ def test_the_clients_credential_is_replaced_by_the_engines() -> None:
     kept = to_engine(
         (b"authorization", b"Bearer client"),
         (b"X-API-Key", b"client"),
-        without=CREDENTIALS,
+        dropped=NOT_TO_ENGINE | CREDENTIALS,
         authorization=b"Bearer engine",
     )
     assert kept == to_engine(authorization=b"Bearer engine")
 
 
 def test_a_chunked_body_is_announced() -> None:
-    assert b"Transfer-Encoding: chunked" in to_engine((b"transfer-encoding", b"chunked"), chunked=True)
+    assert to_engine((b"transfer-encoding", b"chunked")).count(b"Transfer-Encoding: chunked") == 1
+
+
+@pytest.mark.parametrize("connection", [b"keep-alive", b"close", b"Keep-Alive", b"KEEP-ALIVE"])
+def test_an_ordinary_connection_field_takes_nothing_else_along(connection: bytes) -> None:
+    assert to_engine((b"Connection", connection), (b"Close", b"1")) in (to_engine((b"Close", b"1")), to_engine())
+
+
+def test_the_values_we_act_on_are_read_on_the_way() -> None:
+    fields = read_fields(
+        [(b"CONTENT-LENGTH", b"5"), (b"expect", b"100-continue"), (b"X-Request-Id", b"a"), (b"x-request-id", b"b")],
+        dropped=NOT_TO_ENGINE,
+    )
+    assert fields.read == {b"content-length": b"5", b"expect": b"100-continue", b"x-request-id": b"a,b"}
+    assert not fields.chunked
 
 
 # ---- to the client

@@ -14,6 +14,7 @@ from wings_proxy.http1 import (
     MAX_HEAD_BYTES,
     MAX_TRAILER_BYTES,
     ChunkedDecoder,
+    Field,
     Framing,
     ProtocolError,
     ResponseHead,
@@ -79,10 +80,10 @@ def test_the_answer_of_uvicorn() -> None:
         status=200,
         reason=b"OK",
         fields=[
-            (b"date", b"Sun, 22 Nov 2026 18:00:00 GMT"),
-            (b"server", b"uvicorn"),
-            (b"content-length", b"17"),
-            (b"content-type", b"application/json"),
+            Field(b"date", b"date", b"Sun, 22 Nov 2026 18:00:00 GMT", b"date: Sun, 22 Nov 2026 18:00:00 GMT\r\n"),
+            Field(b"server", b"server", b"uvicorn", b"server: uvicorn\r\n"),
+            Field(b"content-length", b"content-length", b"17", b"content-length: 17\r\n"),
+            Field(b"content-type", b"content-type", b"application/json", b"content-type: application/json\r\n"),
         ],
         framing=Framing.LENGTH,
         length=17,
@@ -153,7 +154,19 @@ def test_fields_that_are_refused(line: bytes) -> None:
 
 def test_white_space_around_a_value_is_not_part_of_it() -> None:
     head = with_fields(b"a:b", b"A: \t b c \t", b"d:", b"e: \xc3\xa9", b"Content-Length: 1")
-    assert head.fields[:4] == [(b"a", b"b"), (b"A", b"b c"), (b"d", b""), (b"e", b"\xc3\xa9")]
+    assert head.fields[:4] == [
+        Field(b"a", b"a", b"b", b"a: b\r\n"),
+        Field(b"a", b"A", b"b c", b"A: b c\r\n"),
+        Field(b"d", b"d", b"", b"d: \r\n"),
+        Field(b"e", b"e", b"\xc3\xa9", b"e: \xc3\xa9\r\n"),
+    ]
+
+
+def test_a_long_line_is_read_like_a_short_one() -> None:
+    value = b"x" * 10_000
+    assert with_fields(b"A: " + value, b"Content-Length: 1").fields[0] == Field(
+        b"a", b"A", value, b"A: " + value + b"\r\n"
+    )
 
 
 def test_the_number_of_fields_is_bounded() -> None:

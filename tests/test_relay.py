@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wings_proxy.admission import ForwardSettings
 from wings_proxy.api_errors import ApiError, ErrorCode
 from wings_proxy.downstream import Downstream
 from wings_proxy.exchange import Exchange, UpstreamFault
 from wings_proxy.http1 import encode_chunk
 from wings_proxy.inflight import Inflight
 from wings_proxy.metrics import RouteMetrics
-from wings_proxy.relay import HEAD_SECONDS, MAX_INTERIM_RESPONSES, Relay, upstream_api_error
+from wings_proxy.relay import HEAD_SECONDS, MAX_INTERIM_RESPONSES, Relay
 from wings_proxy.upstream import Connection, UpstreamError
 
 
@@ -30,6 +31,9 @@ class FakeLoop:
 
     def time(self) -> float:
         return self.now
+
+    def create_future(self) -> asyncio.Future[None]:
+        return asyncio.get_running_loop().create_future()
 
     def call_later(self, delay: float, callback: object) -> FakeTimer:
         timer = FakeTimer(self.now + delay, callback)
@@ -96,18 +100,11 @@ class FakeClient:
 class Rig:
     """A relay between fakes."""
 
-    def __init__(
-        self,
-        *,
-        http10: bool = False,
-        head_request: bool = False,
-        first_byte_seconds: float | None = None,
-        idle_seconds: float | None = None,
-    ) -> None:
+    def __init__(self, *, http10: bool = False, method: str = "POST", **settings: float) -> None:
         self.loop = FakeLoop()
         self.connection = FakeConnection()
         self.client = FakeClient(http10=http10)
-        self.exchange = Exchange("/v1/x", "POST", "id-1", self.loop.now)
+        self.exchange = Exchange("/v1/x", method, "id-1", self.loop.now)
         self.instruments = RouteMetrics()
         self.inflight = Inflight(self.loop.time)
         self.relay = Relay(
@@ -118,10 +115,7 @@ class Rig:
             self.exchange,
             self.instruments,
             self.inflight,
-            request_id=b"id-1",
-            head_request=head_request,
-            first_byte_seconds=first_byte_seconds,
-            idle_seconds=idle_seconds,
+            ForwardSettings(engine_port=8000, **settings),  # type: ignore[arg-type]
         )
         self.relay.request_sent = True
 
@@ -218,7 +212,7 @@ def test_an_answer_without_a_body_ends_with_its_head(status: bytes) -> None:
 
 
 def test_the_answer_to_head_keeps_its_length_and_has_no_body() -> None:
-    rig = Rig(head_request=True)
+    rig = Rig(method="HEAD")
     rig.feed(PLAIN)
     assert b"Content-Length: 5" in rig.head
     assert rig.reusable()
@@ -360,8 +354,9 @@ def test_other_answers_have_no_tokens() -> None:
 async def test_a_full_client_stops_the_engine_until_there_is_room() -> None:
     rig = Rig()
     rig.client.full = True
+    waiting = rig.relay.changed()
     rig.feed(EVENTS)
-    await rig.relay.changed()
+    await waiting
     assert rig.paused()
     assert not rig.reading()
     rig.client.full = False
@@ -419,6 +414,23 @@ def test_the_first_fault_stays() -> None:
     rig.relay.fail(UpstreamFault.TRUNCATED, "second")
     rig.relay.refuse(ApiError(413, ErrorCode.REQUEST_TOO_LARGE, "third"))
     assert rig.fault is UpstreamFault.CUT
+
+
+def test_a_request_that_cannot_go_on_ends_its_answer() -> None:
+    rig = Rig()
+    refusal = ApiError(413, ErrorCode.REQUEST_TOO_LARGE, "too large")
+    rig.relay.refuse(refusal)
+    assert rig.relay.done
+    assert rig.relay.error is refusal
+
+
+def test_an_answer_nobody_takes_is_given_up() -> None:
+    rig = Rig()
+    rig.feed(PLAIN + b"he")
+    rig.relay.give_up()
+    assert rig.relay.done
+    assert rig.relay.error is None
+    assert not rig.reusable()
 
 
 BROKEN = ApiError(502, ErrorCode.UPSTREAM_ERROR, "the engine failed")
@@ -485,7 +497,7 @@ def test_a_head_that_ends_in_time_disarms_it() -> None:
 
 
 def test_the_first_byte_is_waited_for_from_the_requests_last() -> None:
-    rig = Rig(first_byte_seconds=10.0)
+    rig = Rig(first_byte_timeout_seconds=10.0)
     rig.loop.advance(8.0)
     rig.relay.progress = rig.loop.now
     rig.loop.advance(8.0)
@@ -495,7 +507,7 @@ def test_the_first_byte_is_waited_for_from_the_requests_last() -> None:
 
 
 def test_a_stream_that_falls_silent_is_ended() -> None:
-    rig = Rig(idle_seconds=10.0)
+    rig = Rig(idle_timeout_seconds=10.0)
     rig.feed(EVENTS)
     for _ in range(5):
         rig.loop.advance(8.0)
@@ -506,7 +518,7 @@ def test_a_stream_that_falls_silent_is_ended() -> None:
 
 
 def test_a_client_that_does_not_read_is_not_the_engines_silence() -> None:
-    rig = Rig(idle_seconds=10.0)
+    rig = Rig(idle_timeout_seconds=10.0)
     rig.client.full = True
     rig.feed(EVENTS)
     rig.loop.advance(25.0)
@@ -519,7 +531,7 @@ def test_a_client_that_does_not_read_is_not_the_engines_silence() -> None:
 
 
 def test_closing_leaves_no_timer() -> None:
-    rig = Rig(first_byte_seconds=10.0)
+    rig = Rig(first_byte_timeout_seconds=10.0)
     rig.relay.close()
     rig.relay.close()
     assert rig.loop.armed == 0
@@ -544,7 +556,7 @@ def test_closing_leaves_no_timer() -> None:
     ],
 )
 def test_each_fault_has_its_answer(fault: UpstreamFault, status: int, code: str) -> None:
-    error = upstream_api_error(UpstreamError(fault, "detail"))
+    error = UpstreamError(fault, "detail").api_error
     assert (error.status, error.code) == (status, code)
 
 

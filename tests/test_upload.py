@@ -12,7 +12,7 @@ from aiohttp.base_protocol import BaseProtocol
 from wings_proxy.api_errors import ApiError, ErrorCode
 from wings_proxy.downstream import Downstream
 from wings_proxy.exchange import Exchange
-from wings_proxy.upload import Body, pump_body, too_large
+from wings_proxy.upload import Body, pump_body
 from wings_proxy.upstream import Connection
 
 
@@ -176,8 +176,3 @@ async def test_a_small_body_is_read_whole() -> None:
     rig.content.feed_data(b"two")
     rig.content.feed_eof()
     assert await rig.body.read_all() == b"onetwo"
-
-
-def test_too_large_ends_the_connection() -> None:
-    assert (too_large(7).status, too_large(7).close) == (413, True)
-    assert "7 bytes" in too_large(7).message

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field, replace
 
 from aiohttp import web
 
+from wings_proxy.admission import ForwardSettings
 from wings_proxy.api_errors import ApiError
 from wings_proxy.api_keys import Authorizer
 from wings_proxy.exchange import UpstreamFault
-from wings_proxy.forward import Forwarder, ForwardSettings
+from wings_proxy.forward import Forwarder
 from wings_proxy.inflight import Inflight
 from wings_proxy.metrics import RequestMetrics
 from wings_proxy.upstream import Pool

@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from aiohttp import hdrs, web
+from aiohttp import web
 
 from wings_proxy.access_log import log_exchange
+from wings_proxy.admission import ForwardSettings, check, too_large
 from wings_proxy.api_errors import ApiError, ErrorCode
 from wings_proxy.api_keys import Authorizer
 from wings_proxy.downstream import Downstream, SentResponse
 from wings_proxy.exchange import AbortPhase, Exchange, UpstreamFault
-from wings_proxy.headers import (
-    CREDENTIALS,
-    error_response,
-    request_head,
-    request_id,
-)
-from wings_proxy.http1 import LAST_CHUNK, connection_options, encode_chunk
+from wings_proxy.headers import CREDENTIALS, NOT_TO_ENGINE, error_response, read_fields, request_head, request_id
+from wings_proxy.http1 import LAST_CHUNK, encode_chunk
 from wings_proxy.inflight import Inflight
 from wings_proxy.metrics import RequestMetrics
-from wings_proxy.relay import Relay, upstream_api_error
-from wings_proxy.upload import Body, pump_body, too_large
+from wings_proxy.relay import Relay
+from wings_proxy.upload import Body, pump_body
 from wings_proxy.upstream import LOOPBACK, Connection, Pool, UpstreamError
 
 logger = logging.getLogger(__name__)
@@ -35,13 +29,11 @@ logger = logging.getLogger(__name__)
 SMALL_BODY_BYTES = 64 * 1024
 """A body announced as no longer is read before the engine is asked: one write, and it can be sent again."""
 
-_TARGET = re.compile(r"/[^\x00-\x20\x7f]*")
-_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})  # RFC 9110 §9.2.2
-_UPGRADES_REFUSED = frozenset({"websocket", "tcp"})
-_NO_NAMES: frozenset[bytes] = frozenset()
-
 STATUS_CLIENT_LEFT = 499
 """nginx's status for a client that left before the answer's end; only counted, never sent."""
+
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})  # RFC 9110 §9.2.2
 
 
 class Gate(Protocol):
@@ -53,28 +45,6 @@ class Gate(Protocol):
 
     async def admit(self) -> ApiError | None:
         """Wait until it is known whether a request may go on; return the refusal, or None."""
-
-
-@dataclass(frozen=True, slots=True)
-class ForwardSettings:
-    """Limits of the byte path; seconds and bytes. None turns a limit off."""
-
-    engine_port: int
-    connect_timeout_seconds: float = 2.0
-    first_byte_timeout_seconds: float | None = None
-    """From the request's last byte to the response head; a long prefill is silent."""
-    idle_timeout_seconds: float | None = None
-    """Between two bytes of the answer's body."""
-    write_stall_seconds: float = 60.0
-    """How long a client may leave its buffer full."""
-    body_pause_seconds: float = 60.0
-    """How long a client may pause inside its request's body."""
-    max_body_bytes: int = 64 * 1024 * 1024
-    max_inflight: int | None = None
-    pool_idle_seconds: float = 4.0
-    """Less than uvicorn's keep-alive of 5 s."""
-    engine_authorization: bytes | None = None
-    """Value of `Authorization` sent to the engine, for example `Bearer …`."""
 
 
 class Forwarder:
@@ -94,12 +64,12 @@ class Forwarder:
     ) -> None:
         """Take what requests share.
 
-        Without *authorize* every request passes, its credentials untouched. *on_fault* hears of each fault
-        of the engine at once; it must not block.
+        Without *authorize* every request passes, its credentials untouched. *on_fault* hears of each fault of the
+        engine at once; it must not block. *clock* is finer than the loop's: uvloop's counts whole milliseconds and
+        stands still within a pass.
         """
         self.settings = settings
         self.pool = pool
-        self.loop = pool.loop
         self.inflight = inflight
         self.metrics = metrics
         metrics.in_flight = lambda: inflight.count
@@ -111,17 +81,17 @@ class Forwarder:
         self.clock = clock
         self.host = f"{LOOPBACK}:{settings.engine_port}".encode()
         keeps_credentials = authorize is None and settings.engine_authorization is None
-        self.without = _NO_NAMES if keeps_credentials else CREDENTIALS
+        self.dropped = NOT_TO_ENGINE if keeps_credentials else NOT_TO_ENGINE | CREDENTIALS
         self.relays: set[Relay] = set()
         self.closing = False
         """Set while draining: answers then end their client's connection."""
 
-    async def forward(self, request: web.BaseRequest, route: str) -> web.StreamResponse:
+    def forward(self, request: web.BaseRequest, route: str) -> Awaitable[web.StreamResponse]:
         """Answer *request*; *route* is the template it is counted under.
 
-        Returns a response that was already sent. Raises nothing but CancelledError, when the client has left.
+        The result is a response that was already sent. Raises nothing but CancelledError, when the client has left.
         """
-        return await _Forwarding(self, request, route).run()
+        return _Forwarding(self, request, route).run()
 
     def cut_all(self) -> None:
         """End every answer now, each in the honest way of its kind: the drain deadline has passed."""
@@ -132,13 +102,13 @@ class Forwarder:
 class _Forwarding:
     """The life of one request."""
 
-    __slots__ = ("client", "exchange", "owner", "relay", "request", "request_id", "sent", "sought")
+    __slots__ = ("client", "exchange", "fields", "owner", "relay", "request", "request_id", "sent", "sought")
 
     def __init__(self, owner: Forwarder, request: web.BaseRequest, route: str) -> None:
         self.owner = owner
         self.request = request
-        given = request.headers.get("X-Request-Id")
-        self.request_id = request_id(None if given is None else given.encode("utf-8", "surrogateescape"))
+        self.fields = read_fields(request.raw_headers, dropped=owner.dropped)
+        self.request_id = request_id(self.fields.read.get(b"x-request-id"))
         self.exchange = Exchange(route, request.method, self.request_id.decode(), owner.clock())
         self.client = Downstream(request)
         self.relay: Relay | None = None
@@ -149,107 +119,85 @@ class _Forwarding:
 
     async def run(self) -> web.StreamResponse:
         """Forward the request and account for it, however it ends."""
-        exchange = self.exchange
+        owner, exchange = self.owner, self.exchange
+        if owner.closing:
+            self.client.keep_alive = False
         try:
-            await self._admit()
+            self._check()
+            owner.inflight.begin()
+            try:
+                if not owner.gate.open and (refusal := await owner.gate.admit()) is not None:
+                    raise refusal
+                await self._forward()
+            finally:
+                owner.inflight.end(sent=self.sent)
         except ApiError as error:
             self._refuse(error)
         except asyncio.CancelledError:
             self._left()
             raise
         except Exception:
-            # aiohttp's reader fails in several ways when its connection is lost; the cancellation is on its
-            # way.
+            # aiohttp's reader fails in several ways when its connection is lost; the cancellation is on its way.
             if self.client.is_gone:
                 self._left()
             else:
                 logger.exception("request %s failed in the proxy", exchange.request_id)
                 self._refuse(ApiError(500, ErrorCode.INTERNAL_ERROR, "the proxy failed", close=True))
         finally:
-            ended = self.owner.clock()
-            self.owner.metrics.count(exchange, ended)
+            ended = owner.clock()
+            owner.metrics.count(exchange, ended)
             log_exchange(exchange, ended)
         return SentResponse(exchange.status, exchange.sent_bytes, keep_alive=self.client.keep_alive)
 
-    # ---- admission
-
-    async def _admit(self) -> None:
-        owner = self.owner
-        if owner.closing:
-            self.client.keep_alive = False
-        self._check()
-        owner.inflight.begin()
-        try:
-            if not owner.gate.open and (refusal := await owner.gate.admit()) is not None:
-                raise refusal
-            await self._forward()
-        finally:
-            owner.inflight.end(sent=self.sent)
-
     def _check(self) -> None:
-        """Raise the refusal of a request that must not reach the engine, whatever its state."""
         owner, request = self.owner, self.request
-        headers = request.headers
-        if owner.authorize is not None and (refusal := owner.authorize(request.raw_headers)) is not None:
+        refusal = owner.authorize(request.raw_headers) if owner.authorize is not None else None
+        refusal = refusal or check(request.raw_path, self.fields.read, owner.settings, in_flight=owner.inflight.count)
+        if refusal is not None:
             raise refusal
-        if not _TARGET.fullmatch(request.raw_path):
-            raise ApiError(400, ErrorCode.INVALID_REQUEST, "the request target is not a plain path")
-        if hdrs.UPGRADE in headers and headers[hdrs.UPGRADE].lower() in _UPGRADES_REFUSED:
-            # Other offers, h2c for one, may be ignored (RFC 9110 §7.8), and must: Java's client makes one
-            # each time.
-            raise ApiError(501, ErrorCode.UPGRADE_NOT_SUPPORTED, "upgrades are not supported", close=True)
-        if hdrs.EXPECT in headers and headers[hdrs.EXPECT].lower() != "100-continue":
-            raise ApiError(417, ErrorCode.EXPECTATION_FAILED, "the only expectation known is 100-continue")
-        if headers.get(hdrs.TRANSFER_ENCODING, "chunked").lower() != "chunked":
-            raise ApiError(400, ErrorCode.INVALID_REQUEST, "the only transfer coding known is chunked", close=True)
-        settings = owner.settings
-        if (request.content_length or 0) > settings.max_body_bytes:
-            raise too_large(settings.max_body_bytes)
-        if settings.max_inflight is not None and owner.inflight.count >= settings.max_inflight:
-            raise ApiError(429, ErrorCode.OVERLOADED, "too many requests in flight", retry_after=1)
 
-    # ---- the engine
+    # ---- to the engine
 
     async def _forward(self) -> None:
         owner, request = self.owner, self.request
-        chunked = hdrs.TRANSFER_ENCODING in request.headers
-        body = await self._whole_body(chunked=chunked)
+        body = self._body_at_hand() if request.content.is_eof() else await self._small_body()
         head = request_head(
             request.method,
             request.raw_path,
-            request.raw_headers,
+            self.fields,
             host=owner.host,
             request_id=self.request_id,
-            chunked=chunked,
-            connection=_options(request),
-            without=owner.without,
             authorization=owner.settings.engine_authorization,
         )
         self.sought = True
         connection = owner.pool.take() or await self._connect()
-        relay = await self._try(connection, head, body, chunked=chunked)
+        relay = await self._try(connection, head, body)
         if relay.error is not None and self._may_repeat(relay, connection, body):
             self.exchange.retried = 1
-            relay = await self._try(await self._connect(), head, body, chunked=chunked)
+            relay = await self._try(await self._connect(), head, body)
         if relay.error is not None:
             self._broken(relay, relay.error)
 
-    async def _whole_body(self, *, chunked: bool) -> bytes | None:
-        """Return the request's body if it is here or small, None if it is to be streamed."""
-        request, settings = self.request, self.owner.settings
-        content = request.content
-        if content.is_eof():
-            body = content.read_nowait()
-        else:
-            if hdrs.EXPECT in request.headers and not self.client.http10:
-                self.client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            if chunked or (request.content_length or 0) > SMALL_BODY_BYTES:
-                return None
-            body = await self._body().read_all()
-        if len(body) > settings.max_body_bytes:
-            raise too_large(settings.max_body_bytes)
+    def _body_at_hand(self) -> bytes:
+        """Return the body that came with its head, as it is sent."""
+        return self._counted(self.request.content.read_nowait())
+
+    async def _small_body(self) -> bytes | None:
+        """Return the body, as it is sent, once it is here; None if it is to be streamed."""
+        if b"expect" in self.fields.read and not self.client.http10:
+            self.client.write(_CONTINUE)
+        if self.fields.chunked or int(self.fields.read.get(b"content-length", b"0")) > SMALL_BODY_BYTES:
+            return None
+        return self._counted(await self._body().read_all())
+
+    def _counted(self, body: bytes) -> bytes:
+        limit = self.owner.settings.max_body_bytes
+        if len(body) > limit:
+            raise too_large(limit)
         self.exchange.received_bytes = len(body)
-        return encode_chunk(body) + LAST_CHUNK if chunked and body else LAST_CHUNK if chunked else body
+        if self.fields.chunked:
+            return encode_chunk(body) + LAST_CHUNK if body else LAST_CHUNK
+        return body
 
     def _body(self) -> Body:
         return Body(self.request.content, self.client, self.owner.settings.body_pause_seconds)
@@ -259,38 +207,37 @@ class _Forwarding:
             return await self.owner.pool.connect()
         except UpstreamError as error:
             self._note(error)
-            raise upstream_api_error(error) from error
+            raise error.api_error from error
 
-    async def _try(self, connection: Connection, head: bytes, body: bytes | None, *, chunked: bool) -> Relay:
+    async def _try(self, connection: Connection, head: bytes, body: bytes | None) -> Relay:
         """Send the request on *connection* and see the answer to its end."""
         owner = self.owner
         relay = self.relay = Relay(
-            owner.loop,
+            owner.pool.loop,
             owner.clock,
             connection,
             self.client,
             self.exchange,
             owner.metrics.route(self.exchange.route),
             owner.inflight,
-            request_id=self.request_id,
-            head_request=self.request.method == "HEAD",
-            first_byte_seconds=owner.settings.first_byte_timeout_seconds,
-            idle_seconds=owner.settings.idle_timeout_seconds,
+            owner.settings,
         )
         owner.relays.add(relay)
         connection.begin(relay)
         upload: asyncio.Task[None] | None = None
         try:
             if body is not None:
-                connection.write(head + body if body else head)
+                connection.write(head + body)
                 self._whole_request_sent(relay)
             else:
                 connection.write(head)
-                upload = owner.loop.create_task(
-                    self._upload(relay, connection, chunked=chunked),
-                    name=f"upload {self.exchange.request_id}",
-                )
-            await self._until_done(relay)
+                name = f"upload {self.exchange.request_id}"
+                upload = owner.pool.loop.create_task(self._upload(relay, connection), name=name)
+            while not relay.done:
+                if not relay.paused:
+                    await relay.changed()
+                if relay.paused or self.client.writing_paused:
+                    await self._drain(relay)
         finally:
             relay.close()
             owner.relays.discard(relay)
@@ -307,21 +254,15 @@ class _Forwarding:
             self.sent = True
             self.owner.inflight.sent()
 
-    async def _upload(self, relay: Relay, connection: Connection, *, chunked: bool) -> None:
+    async def _upload(self, relay: Relay, connection: Connection) -> None:
         """Stream the request's body; its failure ends the answer."""
 
         def moved() -> None:
             relay.progress = self.owner.clock()
 
+        limit = self.owner.settings.max_body_bytes
         try:
-            await pump_body(
-                self._body(),
-                connection,
-                self.exchange,
-                moved,
-                chunked=chunked,
-                limit=self.owner.settings.max_body_bytes,
-            )
+            await pump_body(self._body(), connection, self.exchange, moved, chunked=self.fields.chunked, limit=limit)
         except ApiError as error:
             relay.refuse(error)
         except Exception:
@@ -331,29 +272,25 @@ class _Forwarding:
         else:
             self._whole_request_sent(relay)
 
-    async def _until_done(self, relay: Relay) -> None:
-        """Wait for the answer's end, and for a client that does not keep up with it."""
-        while True:
-            await relay.changed()
-            if relay.paused or (relay.done and self.client.writing_paused):
-                try:
-                    async with asyncio.timeout(self.owner.settings.write_stall_seconds):
-                        await self.client.drain()
-                except TimeoutError:
-                    self.exchange.abort_phase = AbortPhase.STALL
-                    self.exchange.status = STATUS_CLIENT_LEFT
-                    self.client.reset()
-                    return
-            if relay.done:
-                return
+    async def _drain(self, relay: Relay) -> None:
+        """Wait for a client that does not keep up, and cut it when it does not read at all."""
+        try:
+            async with asyncio.timeout(self.owner.settings.write_stall_seconds):
+                await self.client.drain()
+        except TimeoutError:
+            self.exchange.abort_phase = AbortPhase.STALL
+            self.exchange.status = STATUS_CLIENT_LEFT
+            relay.give_up()
+            self.client.reset()
+        else:
             relay.resume()
 
     def _may_repeat(self, relay: Relay, connection: Connection, body: bytes | None) -> bool:
         """Whether the request can be sent again without a risk that the engine runs it twice.
 
-        Only on a connection that had served before, whose closing crossed the request; only if no byte of an
-        answer came and the whole request is still here; and, unless repeating is harmless by the method's
-        definition (RFC 9110 §9.2.2), only if the engine provably did not read it to its end.
+        Only on a connection that had served before, whose closing crossed the request; only if no byte of an answer
+        came and the whole request is still here; and, unless repeating is harmless by the method's definition
+        (RFC 9110 §9.2.2), only if the engine provably did not read it to its end.
         """
         return (
             connection.uses > 1
@@ -361,7 +298,7 @@ class _Forwarding:
             and relay.error.fault is UpstreamFault.CLOSED
             and not relay.responded
             and body is not None
-            and (relay.unread or self.request.method in _IDEMPOTENT)
+            and (relay.unread or self.exchange.method in _IDEMPOTENT)
         )
 
     # ---- ends
@@ -375,7 +312,7 @@ class _Forwarding:
         """End an exchange that failed; raises the refusal if the client has not got a head yet."""
         if isinstance(error, UpstreamError):
             self._note(error)
-            error = upstream_api_error(error)
+            error = error.api_error
         if relay.head is None:
             raise error
         self.exchange.error_code = error.code
@@ -392,12 +329,11 @@ class _Forwarding:
         if error.close or not self.request.content.is_eof():
             # Bytes of a body that nobody reads would pass for the next request.
             client.keep_alive = False
-        head_request = self.request.method == "HEAD"
         client.write(
             error_response(
                 error,
                 request_id=self.request_id,
-                head_request=head_request,
+                head_request=exchange.method == "HEAD",
                 connection=client.connection_field,
             )
         )
@@ -414,9 +350,3 @@ class _Forwarding:
             exchange.abort_phase = AbortPhase.STREAM
         else:
             exchange.abort_phase = AbortPhase.WAIT if self.relay.request_sent else AbortPhase.UPLOAD
-
-
-def _options(request: web.BaseRequest) -> frozenset[bytes]:
-    """Return the options of the client's `Connection` fields, lower case."""
-    values = request.headers.getall(hdrs.CONNECTION, ())
-    return connection_options(",".join(values).encode("utf-8", "surrogateescape")) if values else _NO_NAMES

@@ -6,12 +6,14 @@ connection (RFC 9110 §7.6.1), those named in `Connection`, and the few that thi
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from wings_proxy.api_errors import ApiError
-from wings_proxy.http1 import ResponseHead
+from wings_proxy.http1 import ResponseHead, connection_options
 
 REQUEST_ID_HEADER = b"X-Request-Id"
 
@@ -28,11 +30,16 @@ HOP_BY_HOP = frozenset(
         b"upgrade",
     }
 )
-_NOT_TO_ENGINE = HOP_BY_HOP | {b"host", b"expect", b"x-request-id"}
 _NOT_TO_CLIENT = HOP_BY_HOP | {b"x-request-id", b"x-wings-origin"}
+NOT_TO_ENGINE = HOP_BY_HOP | {b"host", b"expect", b"x-request-id"}
 CREDENTIALS = frozenset({b"authorization", b"x-api-key"})
 
+_READ = frozenset({b"connection", b"content-length", b"expect", b"transfer-encoding", b"upgrade", b"x-request-id"})
+_USUAL_CONNECTIONS = frozenset({b"keep-alive", b"Keep-Alive", b"close"})
+
 _CLEAN_REQUEST_ID = re.compile(rb"[0-9A-Za-z._~+/=:@-]{1,128}")
+_PROCESS_ID = os.urandom(8).hex().encode()
+_numbers = itertools.count(int.from_bytes(os.urandom(4)))
 
 # A field named in `Connection` ends at this hop; but nobody may use that to strip what frames or names a
 # message.
@@ -43,40 +50,66 @@ def request_id(given: bytes | None) -> bytes:
     """Return the client's request id if it is short and clean, else a fresh one of 32 hex digits."""
     if given is not None and _CLEAN_REQUEST_ID.fullmatch(given):
         return given
-    return os.urandom(16).hex().encode()
+    return b"%b%016x" % (_PROCESS_ID, next(_numbers))
+
+
+@dataclass(slots=True)
+class RequestFields:
+    """A request's header fields, read in one pass."""
+
+    lines: list[bytes]
+    """The fields that go on to the engine, as written there."""
+    read: dict[bytes, bytes]
+    """The values we act on ourselves, by name in lower case; repeated ones joined by commas."""
+
+    @property
+    def chunked(self) -> bool:
+        """Whether the body comes in chunks."""
+        return b"transfer-encoding" in self.read
+
+
+def read_fields(fields: Sequence[tuple[bytes, bytes]], *, dropped: frozenset[bytes]) -> RequestFields:
+    """Sort a request's *fields*; the names in *dropped*, lower case, stay behind."""
+    lines = []
+    read: dict[bytes, bytes] = {}
+    for name, value in fields:
+        key = name.lower()
+        if key in _READ:
+            read[key] = b"%b,%b" % (read[key], value) if key in read else value
+        if key not in dropped:
+            lines.append(b"%b: %b\r\n" % (name, value))
+    named = read.get(b"connection")
+    if named is not None and named not in _USUAL_CONNECTIONS:
+        dropped |= connection_options(named) - _NEVER_NAMED
+        lines = [b"%b: %b\r\n" % field for field in fields if field[0].lower() not in dropped]
+    return RequestFields(lines, read)
 
 
 def request_head(
     method: str,
     target: str,
-    fields: Iterable[tuple[bytes, bytes]],
+    fields: RequestFields,
     *,
     host: bytes,
     request_id: bytes,
-    chunked: bool,
-    connection: frozenset[bytes] = frozenset(),
-    without: frozenset[bytes] = frozenset(),
     authorization: bytes | None = None,
 ) -> bytes:
     """Return the head sent to the engine.
 
-    *target* is the request target exactly as received (aiohttp's surrogate escapes stand for bytes that are
-    not UTF-8). *connection* are the options of the client's `Connection`, *without* further names to drop,
-    lower case; *authorization* is our own credential for the engine.
+    *target* is the request target exactly as received (aiohttp's surrogate escapes stand for bytes that are not UTF-8);
+    *authorization* is our own credential for the engine.
     """
-    dropped = _NOT_TO_ENGINE
-    if without:
-        dropped |= without
-    if connection:
-        dropped |= connection - _NEVER_NAMED
-    parts = [b"%b %b HTTP/1.1\r\nHost: %b\r\n" % (method.encode(), target.encode("utf-8", "surrogateescape"), host)]
-    parts += [b"%b: %b\r\n" % field for field in fields if field[0].lower() not in dropped]
-    if authorization is not None:
-        parts.append(b"Authorization: %b\r\n" % authorization)
-    if chunked:
-        parts.append(b"Transfer-Encoding: chunked\r\n")
-    parts.append(b"X-Request-Id: %b\r\n\r\n" % request_id)
-    return b"".join(parts)
+    added = b"Authorization: %b\r\n" % authorization if authorization is not None else b""
+    if fields.chunked:
+        added += b"Transfer-Encoding: chunked\r\n"
+    return b"%b %b HTTP/1.1\r\nHost: %b\r\n%b%bX-Request-Id: %b\r\n\r\n" % (
+        method.encode(),
+        target.encode("utf-8", "surrogateescape"),
+        host,
+        b"".join(fields.lines),
+        added,
+        request_id,
+    )
 
 
 def response_head(head: ResponseHead, *, request_id: bytes, chunked: bool, connection: bytes | None) -> bytes:
@@ -91,7 +124,7 @@ def response_head(head: ResponseHead, *, request_id: bytes, chunked: bool, conne
         # RFC 9110 §8.6: no Content-Length there; some clients would wait for such a body.
         dropped |= {b"content-length"}
     parts = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason)]
-    parts += [b"%b: %b\r\n" % field for field in head.fields if field[0].lower() not in dropped]
+    parts += [field.line for field in head.fields if field.key not in dropped]
     if head.content_type == b"text/event-stream":
         parts.append(_event_stream_fields(head))
     if chunked:
@@ -104,7 +137,7 @@ def response_head(head: ResponseHead, *, request_id: bytes, chunked: bool, conne
 
 def _event_stream_fields(head: ResponseHead) -> bytes:
     """Keep caches and buffering proxies off an event stream, unless the engine spoke about them."""
-    names = {name.lower() for name, _ in head.fields}
+    names = {field.key for field in head.fields}
     added = b""
     if b"cache-control" not in names:
         added += b"Cache-Control: no-cache\r\n"

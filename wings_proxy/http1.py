@@ -7,8 +7,9 @@ folded lines, two lengths, a length next to a transfer coding) is refused, never
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import Enum, auto
+from functools import lru_cache
+from typing import NamedTuple
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_FIELDS = 256
@@ -17,12 +18,22 @@ MAX_TRAILER_BYTES = 16 * 1024
 
 LAST_CHUNK = b"0\r\n\r\n"
 
-Fields = list[tuple[bytes, bytes]]
-"""Header fields in order, names as the sender wrote them, values without white space around."""
-
 
 class ProtocolError(Exception):
     """The peer's bytes are not HTTP/1.1 as we are willing to read it."""
+
+
+class Field(NamedTuple):
+    """One header field."""
+
+    key: bytes
+    """The name in lower case."""
+    name: bytes
+    """The name as the sender wrote it."""
+    value: bytes
+    """The value without the white space around it."""
+    line: bytes
+    """The field as we write it, with CR LF."""
 
 
 class Framing(Enum):
@@ -34,13 +45,12 @@ class Framing(Enum):
     CLOSE = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseHead:
+class ResponseHead(NamedTuple):
     """A response's status line and header fields, with what follows from them."""
 
     status: int
     reason: bytes
-    fields: Fields
+    fields: list[Field]
     framing: Framing
     length: int
     """Bytes of the body; 0 unless `framing` is LENGTH."""
@@ -89,50 +99,66 @@ def parse_head(block: bytes, *, head_request: bool) -> ResponseHead:
     *head_request* says that the request's method was HEAD: the answer then has no body, whatever it
     announces.
     """
-    lines = block[:-4].split(b"\r\n")
-    if len(lines) > MAX_FIELDS + 1:
+    start, *lines = block[:-4].split(b"\r\n")
+    if len(lines) > MAX_FIELDS:
         raise ProtocolError(f"the head has more than {MAX_FIELDS} fields")
-    match = _STATUS_LINE.fullmatch(lines[0])
-    if match is None:
-        raise ProtocolError("bad status line")
-    status = int(match[2])
-    fields: Fields = []
+    status, reason, minor = _status_line(start)
+    # The cache holds short lines only: its size in bytes is bounded whatever an engine sends.
+    fields = [_cached_field(line) if len(line) <= _CACHED_LINE_BYTES else _field(line) for line in lines]
     coding = content_type = b""
     lengths: list[bytes] = []
     connection: frozenset[bytes] = frozenset()
     encoded = False
-    field = _FIELD.fullmatch
-    for line in lines[1:]:
-        found = field(line)
-        if found is None:
-            raise ProtocolError("bad header field")
-        name, value = found.groups()
-        value = value.rstrip(b" \t")
-        fields.append((name, value))
-        if (known := name.lower()) not in _INTERPRETED:
+    for key, _, value, _ in fields:
+        if key not in _INTERPRETED:
             continue
-        if known == b"content-length":
+        if key == b"content-length":
             lengths.append(value)
-        elif known == b"transfer-encoding":
-            coding = coding + b"," + value if coding else value or b"?"
-        elif known == b"connection":
-            connection |= connection_options(value)
-        elif known == b"content-type":
+        elif key == b"content-type":
             content_type = value.split(b";", 1)[0].rstrip().lower()
+        elif key == b"transfer-encoding":
+            coding = coding + b"," + value if coding else value or b"?"
+        elif key == b"connection":
+            connection |= connection_options(value)
         else:
             encoded = True
-    framing, length = _framing(status, coding, lengths, head_request=head_request, version=match[1])
+    framing, length = _framing(status, coding, lengths, head_request=head_request, minor=minor)
     return ResponseHead(
         status=status,
-        reason=match[3] or b"",
+        reason=reason,
         fields=fields,
         framing=framing,
         length=length,
-        keep_alive=match[1] == b"1" and framing is not Framing.CLOSE and b"close" not in connection,
+        keep_alive=minor == 1 and framing is not Framing.CLOSE and b"close" not in connection,
         connection=connection,
         content_type=content_type,
         encoded=encoded,
     )
+
+
+# An engine writes the same lines again and again; only the date and the length change.
+_CACHED_LINE_BYTES = 256
+
+
+def _field(line: bytes) -> Field:
+    match = _FIELD.fullmatch(line)
+    if match is None:
+        raise ProtocolError("bad header field")
+    name, value = match.groups()
+    value = value.rstrip(b" \t")
+    return Field(name.lower(), name, value, b"%b: %b\r\n" % (name, value))
+
+
+_cached_field = lru_cache(maxsize=512)(_field)
+
+
+@lru_cache(maxsize=64)
+def _status_line(line: bytes) -> tuple[int, bytes, int]:
+    """Return status, reason phrase and minor version."""
+    match = _STATUS_LINE.fullmatch(line)
+    if match is None:
+        raise ProtocolError("bad status line")
+    return int(match[2]), match[3] or b"", int(match[1])
 
 
 _INTERPRETED = frozenset({b"content-length", b"transfer-encoding", b"connection", b"content-type", b"content-encoding"})
@@ -144,7 +170,7 @@ def connection_options(value: bytes) -> frozenset[bytes]:
 
 
 def _framing(
-    status: int, coding: bytes, lengths: list[bytes], *, head_request: bool, version: bytes
+    status: int, coding: bytes, lengths: list[bytes], *, head_request: bool, minor: int
 ) -> tuple[Framing, int]:
     """Decide where the body ends: RFC 9112 §6.3, but refusing what it lets a recipient repair."""
     if status == 101:
@@ -154,7 +180,7 @@ def _framing(
         if len(lengths) > 1 or not _DIGITS.fullmatch(lengths[0]):
             raise ProtocolError("bad Content-Length")
         length = int(lengths[0])
-    if coding and (lengths or version == b"0" or coding.lower() != b"chunked"):
+    if coding and (lengths or minor == 0 or coding.lower() != b"chunked"):
         raise ProtocolError("bad Transfer-Encoding")
     if head_request or status < 200 or status in {204, 304}:
         return Framing.NONE, 0

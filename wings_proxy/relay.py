@@ -7,9 +7,10 @@ out, nobody woken. The handler sleeps until the answer has ended or the client's
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
-from wings_proxy.api_errors import ApiError, ErrorCode
+from wings_proxy.admission import ForwardSettings
+from wings_proxy.api_errors import ApiError
 from wings_proxy.downstream import Downstream
 from wings_proxy.exchange import Exchange, UpstreamFault
 from wings_proxy.headers import response_head
@@ -35,37 +36,28 @@ HEAD_SECONDS = 30.0
 class Relay:
     """One answer; the `upstream.Receiver` of its connection."""
 
-    __slots__ = (
-        "_chunked",
-        "_client",
-        "_clock",
-        "_connection",
-        "_convert",
-        "_decoder",
-        "_exchange",
-        "_first_byte_seconds",
-        "_head_request",
-        "_held",
-        "_idle_seconds",
-        "_inflight",
-        "_instruments",
-        "_interim",
-        "_loop",
-        "_previous",
-        "_remaining",
-        "_request_id",
-        "_surplus",
-        "_timer",
-        "_waiter",
-        "done",
-        "error",
-        "head",
-        "paused",
-        "progress",
-        "request_sent",
-        "responded",
-        "unread",
-    )
+    # Most answers change few of these: defaults on the class make a relay cheap to begin.
+    head: ResponseHead | None = None
+    done = False
+    error: UpstreamError | ApiError | None = None
+    """Why there is no whole answer: a fault of the engine, or of the request's body."""
+    paused = False
+    responded = False
+    """Whether any byte of an answer came; then a request must not be sent again."""
+    unread = False
+    """Whether the engine provably did not read the request to its end."""
+    request_sent = False
+    """Whether the whole request was handed to the connection; set by the handler."""
+    _held = b""
+    _interim = 0
+    _remaining = 0
+    _chunked = False
+    _surplus = False
+    _events = False
+    _previous = 0.0
+    _decoder: ChunkedDecoder | None = None
+    _timer: asyncio.TimerHandle | None = None
+    _waiter: asyncio.Future[None] | None = None
 
     def __init__(
         self,
@@ -76,11 +68,7 @@ class Relay:
         exchange: Exchange,
         instruments: RouteMetrics,
         inflight: Inflight,
-        *,
-        request_id: bytes,
-        head_request: bool,
-        first_byte_seconds: float | None,
-        idle_seconds: float | None,
+        settings: ForwardSettings,
     ) -> None:
         self._loop = loop
         self._clock = clock
@@ -89,35 +77,12 @@ class Relay:
         self._exchange = exchange
         self._instruments = instruments
         self._inflight = inflight
-        self._request_id = request_id
-        self._head_request = head_request
-        self._first_byte_seconds = first_byte_seconds
-        self._idle_seconds = idle_seconds
+        self._settings = settings
         self._convert: Callable[[bytes], bytes] = self._head
-        self._decoder: ChunkedDecoder | None = None
-        self._held = b""
-        self._interim = 0
-        self._remaining = 0
-        self._chunked = False
-        self._surplus = False
-        self._previous = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self.head: ResponseHead | None = None
-        self.done = False
-        self.error: UpstreamError | ApiError | None = None
-        """Why there is no whole answer: a fault of the engine, or of the request's body."""
-        self.paused = False
-        self.responded = False
-        """Whether any byte of an answer came; then a request must not be sent again."""
-        self.unread = False
-        """Whether the engine provably did not read the request to its end."""
-        self.request_sent = False
-        """Whether the whole request was handed to the connection; set by the handler."""
         self.progress = clock()
         """Clock time at which the request, later the answer, last moved."""
-        if first_byte_seconds is not None:
-            self._timer = loop.call_later(first_byte_seconds, self._late)
+        if settings.first_byte_timeout_seconds is not None:
+            self._timer = loop.call_later(settings.first_byte_timeout_seconds, self._late)
 
     @property
     def reusable(self) -> bool:
@@ -144,7 +109,7 @@ class Relay:
         if wire and not self._client.write(wire) and not self.done:
             self.paused = True
             self._connection.pause_reading()
-            self.wake()
+            self._wake()
 
     def connection_ended(self, *, orderly: bool, unread: bool) -> None:
         """End the answer, as a whole one if its framing says that the connection's end is its end."""
@@ -162,14 +127,12 @@ class Relay:
 
     # ---- called by the handler
 
-    async def changed(self) -> None:
-        """Wait until the answer ended, the client's buffer is full, or somebody calls `wake`."""
-        if not self.done and not self.paused:
-            self._waiter = self._loop.create_future()
-            await self._waiter
+    def changed(self) -> Awaitable[None]:
+        """Wait until the answer ended or the client's buffer is full; not to be called when one is so already."""
+        self._waiter = self._loop.create_future()
+        return self._waiter
 
-    def wake(self, _: object = None) -> None:
-        """Let `changed` return."""
+    def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -191,6 +154,11 @@ class Relay:
             self.error = error
             self._finish()
 
+    def give_up(self) -> None:
+        """End the answer here: nobody takes the rest."""
+        self._surplus = True
+        self._finish()
+
     def close(self) -> None:
         """Stop the timer; nothing else is held."""
         if self._timer is not None:
@@ -203,7 +171,7 @@ class Relay:
         An event stream ends with an event that says why, and then without its last chunk; anything else is
         cut with a reset. Never a clean end: openai-python takes one without `[DONE]` for a finished answer.
         """
-        if self.head is None or not self.head.is_event_stream or self._convert == self._length:
+        if not self._events or self._convert == self._length:
             self._client.reset()
             return
         self._client.keep_alive = False
@@ -215,7 +183,7 @@ class Relay:
         self.responded = True
         self._held += data
         while end := find_head(self._held):
-            head = parse_head(self._held[:end], head_request=self._head_request)
+            head = parse_head(self._held[:end], head_request=self._exchange.method == "HEAD")
             rest = self._held[end:]
             if head.status >= 200:
                 self._held = b""
@@ -232,6 +200,7 @@ class Relay:
         client = self._client
         self.close()
         self.head = head
+        self._events = head.is_event_stream
         self._exchange.status = head.status
         framing = head.framing
         if framing is Framing.LENGTH:
@@ -251,11 +220,14 @@ class Relay:
                 self._convert = self._until_close
         if not self.request_sent:
             client.keep_alive = False
-        if self._idle_seconds is not None and not self.done:
+        if self._settings.idle_timeout_seconds is not None and not self.done:
             self.progress = self._inflight.last_byte
-            self._timer = self._loop.call_later(self._idle_seconds, self._late)
+            self._timer = self._loop.call_later(self._settings.idle_timeout_seconds, self._late)
         wire = response_head(
-            head, request_id=self._request_id, chunked=self._chunked, connection=client.connection_field
+            head,
+            request_id=self._exchange.request_id.encode(),
+            chunked=self._chunked,
+            connection=client.connection_field,
         )
         return wire + self._convert(rest) if rest else wire
 
@@ -303,27 +275,26 @@ class Relay:
         exchange = self._exchange
         exchange.sent_bytes += size
         exchange.chunks += 1
-        if self._previous:
-            if self.head is not None and self.head.is_event_stream:
-                self._instruments.gap.observe(now - self._previous)
-        else:
+        if exchange.first_byte is None:
             exchange.first_byte = now
-            if self.head is not None and self.head.is_event_stream:
+            if self._events:
                 self._instruments.first_token.observe(now - exchange.started)
+        elif self._events:
+            self._instruments.gap.observe(now - self._previous)
         self._previous = now
 
     def _finish(self) -> None:
         self.done = True
         self.close()
-        self.wake()
+        self._wake()
 
     def _late(self) -> None:
         """Fail if nothing moved for the phase's limit; else look again when it could have passed."""
         self._timer = None
         if self.head is not None:
-            limit, fault = self._idle_seconds, UpstreamFault.IDLE_TIMEOUT
+            limit, fault = self._settings.idle_timeout_seconds, UpstreamFault.IDLE_TIMEOUT
         else:
-            limit, fault = self._first_byte_seconds, UpstreamFault.FIRST_BYTE_TIMEOUT
+            limit, fault = self._settings.first_byte_timeout_seconds, UpstreamFault.FIRST_BYTE_TIMEOUT
         now = self._clock()
         left = 0.0
         if limit is not None:
@@ -332,15 +303,3 @@ class Relay:
             self._timer = self._loop.call_later(left, self._late)
         else:
             self.fail(fault, "the engine sent nothing for too long")
-
-
-def upstream_api_error(error: UpstreamError) -> ApiError:
-    """Return the answer a client gets for a fault of the engine before its response head."""
-    fault = error.fault
-    if fault in {UpstreamFault.CONNECT_REFUSED, UpstreamFault.CONNECT_TIMEOUT, UpstreamFault.CONNECT_FAILED}:
-        return ApiError(503, ErrorCode.ENGINE_UNREACHABLE, "the engine cannot be reached", retry_after=1)
-    if fault in {UpstreamFault.FIRST_BYTE_TIMEOUT, UpstreamFault.IDLE_TIMEOUT}:
-        return ApiError(504, ErrorCode.UPSTREAM_TIMEOUT, str(error))
-    if fault is UpstreamFault.CUT:
-        return ApiError(503, ErrorCode.DRAINING, "this server is shutting down", retry_after=1, close=True)
-    return ApiError(502, ErrorCode.UPSTREAM_ERROR, f"the engine failed: {error}")

@@ -19,13 +19,14 @@ import uvloop
 from aiohttp import web
 
 from wings_proxy import __version__
+from wings_proxy.admission import ForwardSettings
 from wings_proxy.api_keys import ApiKeys, ApiKeysError, parse_keys
 from wings_proxy.app import make_app, make_dispatcher
 from wings_proxy.config import Config
 from wings_proxy.config_drift import ConfigFile
 from wings_proxy.config_load import ConfigError
 from wings_proxy.engines import ENGINES
-from wings_proxy.forward import Forwarder, ForwardSettings
+from wings_proxy.forward import Forwarder
 from wings_proxy.inflight import Inflight
 from wings_proxy.launch import render
 from wings_proxy.launch_spec import launch_spec

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from aiohttp import StreamReader, web
 
+from wings_proxy.admission import too_large
 from wings_proxy.api_errors import ApiError, ErrorCode
 from wings_proxy.downstream import Downstream
 from wings_proxy.exchange import Exchange
@@ -18,11 +19,6 @@ _LOOK_SECONDS = 0.5
 
 _LEFT_SECONDS = 0.05
 """How often a client that is not read from, because the engine does not read either, is looked at."""
-
-
-def too_large(limit: int) -> ApiError:
-    """Return the refusal of a body longer than *limit* bytes."""
-    return ApiError(413, ErrorCode.REQUEST_TOO_LARGE, f"the request's body is longer than {limit} bytes", close=True)
 
 
 class Body:

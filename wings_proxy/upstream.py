@@ -13,9 +13,12 @@ import socket
 from collections import deque
 from typing import Protocol, cast
 
+from wings_proxy.api_errors import ApiError, ErrorCode
 from wings_proxy.exchange import UpstreamFault
 
 LOOPBACK = "127.0.0.1"
+
+_PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 
 
 class UpstreamError(Exception):
@@ -24,6 +27,18 @@ class UpstreamError(Exception):
     def __init__(self, fault: UpstreamFault, detail: str) -> None:
         super().__init__(detail)
         self.fault = fault
+
+    @property
+    def api_error(self) -> ApiError:
+        """What the client is told about it."""
+        fault = self.fault
+        if fault in {UpstreamFault.CONNECT_REFUSED, UpstreamFault.CONNECT_TIMEOUT, UpstreamFault.CONNECT_FAILED}:
+            return ApiError(503, ErrorCode.ENGINE_UNREACHABLE, "the engine cannot be reached", retry_after=1)
+        if fault in {UpstreamFault.FIRST_BYTE_TIMEOUT, UpstreamFault.IDLE_TIMEOUT}:
+            return ApiError(504, ErrorCode.UPSTREAM_TIMEOUT, str(self))
+        if fault is UpstreamFault.CUT:
+            return ApiError(503, ErrorCode.DRAINING, "this server is shutting down", retry_after=1, close=True)
+        return ApiError(502, ErrorCode.UPSTREAM_ERROR, f"the engine failed: {self}")
 
 
 class Receiver(Protocol):
@@ -118,7 +133,7 @@ class Connection(asyncio.Protocol):
         if not self.open:
             return False
         try:
-            self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            self._socket.recv(1, _PEEK)
         except BlockingIOError:
             return True
         except OSError:
