@@ -17,8 +17,8 @@ METADATA := setup.cfg pyproject.toml wings_proxy/__init__.py
 
 demo: $(VENV)/.llamacpp
 	@$(BIN)/wings-proxy up $(UP_FLAGS) \
-		--ask "Tell me about Paris, the capital of France, in three sentences." \
-		--ask "你好，请用中文介绍一下你自己。"
+		--ask "What is the capital of France, and what is it known for?" \
+		--ask "请用中文写一首关于春天的诗。"
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)

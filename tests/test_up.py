@@ -81,7 +81,7 @@ async def test_what_is_in_the_way_is_said_line_by_line(tmp_path: Path, capsys: p
 
     assert code == 2
     assert capsys.readouterr().err.splitlines() == [
-        f"wings-proxy: port {port} on 127.0.0.1 cannot be had (Address already in use): set WINGS_PORT to another port",
+        f"wings-proxy: port {port} on 127.0.0.1: address already in use; set WINGS_PORT to another port",
         "wings-proxy: MODEL_PATH=/no/such.gguf: No such file or directory",
     ]
     assert not (tmp_path / ".local").exists()
@@ -354,7 +354,13 @@ def test_a_real_model_answers_in_english_and_chinese(start: Start) -> None:
         assert not os.environ.get("CI"), "CI must run this: pip install '.[llamacpp]'"
         pytest.skip("needs xllamacpp: pip install '.[llamacpp]'")
     run = start(
-        *("--once", "--ask", "What is the capital of France?", "--ask", "你好，请用中文介绍一下你自己。"),
+        *(
+            "--once",
+            "--ask",
+            "What is the capital of France, and what is it known for?",
+            "--ask",
+            "请用中文写一首关于春天的诗。",
+        ),
         MODEL_PATH="",
         PATH=os.environ["PATH"],
         XDG_CACHE_HOME=os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache"),

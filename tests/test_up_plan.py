@@ -153,7 +153,7 @@ def test_a_taken_port_is_said_with_its_variable(
         port = other.getsockname()[1]
 
         assert list(obstacles(make_plan(environ(**{**free_ports, variable: str(port)})))) == [
-            f"port {port} on 127.0.0.1 cannot be had (Address already in use): set {variable} to another port"
+            f"port {port} on 127.0.0.1: address already in use; set {variable} to another port"
         ]
 
 
@@ -173,8 +173,7 @@ def test_an_address_that_is_not_ours_is_said(free_ports: Mapping[str, str], with
     [line] = obstacles(make_plan(environ(**free_ports, WINGS_HOST="192.0.2.1")))
 
     assert line == (
-        f"port {free_ports['WINGS_PORT']} on 192.0.2.1 cannot be had (Cannot assign requested address): "
-        "set WINGS_PORT to another port"
+        f"port {free_ports['WINGS_PORT']} on 192.0.2.1: cannot assign requested address; set WINGS_PORT to another port"
     )
 
 

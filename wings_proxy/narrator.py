@@ -67,7 +67,7 @@ def ready_lines(config: Config, model: str) -> Iterator[str]:
     if config.api_keys_file:
         # The key itself is for nobody's terminal scroll-back.
         key = f""" -H "Authorization: Bearer $(grep -m1 '^[^#]' {shlex.quote(config.api_keys_file)})\""""
-    yield f"ready: {url} (status page {url}/, API {url}/docs, metrics {url}/metrics)"
+    yield f"ready: {url} (API docs {url}/docs, metrics {url}/metrics)"
     yield (
         f"try:   curl -N {url}/v1/chat/completions{key} -H 'Content-Type: application/json' "
         f"-d {shlex.quote(json.dumps(body, ensure_ascii=False))}"

@@ -126,7 +126,8 @@ class _Run:
 
     async def until(self, stop: StopSignals) -> int:
         """Run the pod until a stop is asked for or there is nothing more to do; return the exit code."""
-        say(f"model {self._plan.config.model_name}, engine {self._plan.config.engine_type}")
+        note = " (tiny: it shows that everything works, not what a model can do)" if self._plan.default_model else ""
+        say(f"model {self._plan.config.model_name}{note}, engine {self._plan.config.engine_type}")
         say(f"engine log {self._specs[ENGINE].log}")
         async with asyncio.TaskGroup() as group:
             running = group.create_task(self._pod.run(self._ended), name="pod")

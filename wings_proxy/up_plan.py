@@ -116,8 +116,8 @@ def _port_taken(variable: str, host: str, port: int) -> Iterator[str]:
                 probe.bind(address)
                 probe.listen()
             except OSError as error:
-                where = f"port {port} on {address[0]}"
-                yield f"{where} cannot be had ({os.strerror(error.errno or 0)}): set {variable} to another port"
+                why = os.strerror(error.errno or 0).lower()
+                yield f"port {port} on {address[0]}: {why}; set {variable} to another port"
                 return
 
 
