@@ -47,12 +47,13 @@ async def up(environ: Mapping[str, str], *, ask: Sequence[str], once: bool) -> i
     0: stopped, or all answered; 1: could not go on, or an answer failed; 2: nothing was started, because of what was
     said; 130: ended by force. Raises `ConfigError`.
     """
-    plan = make_plan(environ)
-    if lines := list(obstacles(plan)):
-        for line in lines:
-            say(line)
-        return EXIT_NOT_STARTED
+    # First of all: a Ctrl-C that comes early must not end in a traceback.
     with StopSignals() as stop:
+        plan = make_plan(environ)
+        if lines := list(obstacles(plan)):
+            for line in lines:
+                say(line)
+            return EXIT_NOT_STARTED
         try:
             if plan.default_model and await _unless(stop.asked, ensure_model(environ, say)) is None:
                 return EXIT_FAILED if once else 0
