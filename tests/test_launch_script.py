@@ -41,12 +41,13 @@ TOOLS = [
 ]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces and other users need root")
 
-# Engines, in Python. Each prints "up" when it is ready to be treated badly.
+# Engines, in Python. Each says "up" when it is ready to be treated badly; os.write, because a signal handler may not
+# print while its program does.
 IDLE = "import time; print('up', flush=True); time.sleep(60)"
 STOPS_WELL = """
-import signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: (print("down", flush=True), sys.exit(int(sys.argv[1]))))
-print("up", flush=True)
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (os.write(1, b"down\\n"), os._exit(int(sys.argv[1]))))
+os.write(1, b"up\\n")
 time.sleep(60)
 """
 IGNORES_TERM = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
@@ -198,10 +199,10 @@ def test_sighup_changes_nothing(container: Container) -> None:
 ENDS_ITSELF_BY_A_SIGNAL = """
 import os, signal, time
 def end(*_):
-    print("down", flush=True)
+    os.write(1, b"down\\n")
     os.kill(os.getpid(), signal.SIGABRT)
 signal.signal(signal.SIGTERM, end)
-print("up", flush=True)
+os.write(1, b"up\\n")
 time.sleep(60)
 """
 
