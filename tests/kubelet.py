@@ -40,13 +40,11 @@ class Container:
         logs: Path,
         *,
         backoff: float = 0.05,
-        user: int | None = None,
     ) -> None:
         self.name = name
         self.command = list(command)
         # What a start finds; a change takes effect at the next one.
         self.environ = dict(environ)
-        self.user = user
         self.exits: list[Exit] = []
         self.starts = 0
         # What a main process that ended by itself left behind: a container's end would hide it.
@@ -145,9 +143,6 @@ class Container:
                     stderr=subprocess.STDOUT,
                     env=self.environ | {_MARK: self._mark},
                     start_new_session=True,
-                    user=self.user,
-                    group=self.user,
-                    extra_groups=None if self.user is None else [],
                 )
             self._changed.set()
             code = await self._process.wait()

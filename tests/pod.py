@@ -63,8 +63,8 @@ class Change:
 class Pod:
     """Two containers and their volume; as a context manager it leaves no process and no file behind."""
 
-    def __init__(self, *, engine: Mapping[str, object] | None = None, user: int | None = None, **environ: str) -> None:
-        """Take the fake engine's switches, a user for the sidecar, and more or other variables for it."""
+    def __init__(self, *, engine: Mapping[str, object] | None = None, **environ: str) -> None:
+        """Take the fake engine's switches, and more or other variables for the sidecar."""
         base = _MEMORY if _MEMORY.is_dir() else None
         self.directory = Path(tempfile.mkdtemp(prefix="pod-", dir=base))
         self.directory.chmod(0o755)
@@ -96,7 +96,6 @@ class Pod:
             }
             | environ,
             self.directory,
-            user=user,
         )
         self.engine = Container(
             "engine",
@@ -120,11 +119,13 @@ class Pod:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.sidecar.stop()
-        await self.engine.stop()
-        if self._session is not None:
-            await self._session.close()
-        shutil.rmtree(self.directory)
+        assert self._session is not None
+        await self._session.close()
+        try:
+            await self.sidecar.stop()
+        finally:
+            await self.engine.stop()
+            shutil.rmtree(self.directory)
 
     # What a test does.
 
