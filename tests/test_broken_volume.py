@@ -287,7 +287,7 @@ def directory(path: Path) -> None:
 @pytest.mark.parametrize("lies_there", [garbage, huge, fifo, link, directory])
 async def test_10_a_status_that_is_none(lies_there: Callable[[Path], None]) -> None:
     """Nobody stays misled: HTTP decides, and what the script writes next is believed again, if it can write it."""
-    async with Pod() as pod:
+    async with Pod(engine={"boot_seconds": 1}) as pod:
         pod.start()
         before = await pod.until_state("ready")
         path = pod.path

@@ -18,7 +18,7 @@ from wings_proxy.engines.base import LoadPhase
 from wings_proxy.gate import VolumeGate
 from wings_proxy.inflight import Inflight
 from wings_proxy.launch import Script
-from wings_proxy.lifecycle import Effect, Lifecycle, ProbeResult, Rules, Snapshot, State, Transition
+from wings_proxy.lifecycle import Effect, Lifecycle, Outcome, ProbeResult, Rules, Snapshot, State, Transition
 from wings_proxy.log_tail import LogAdvanced, tail_load_phases
 from wings_proxy.probe import Prober
 from wings_proxy.upstream import Pool
@@ -32,8 +32,8 @@ _HEARTBEAT_SECONDS: Final = 2.0
 _PUBLISH_BACKOFF_SECONDS: Final = (0.5, 1.0, 2.0, 5.0, 10.0)
 # A volume may lose the script, or somebody may change it; what lies there unchanged is not written again.
 _REPUBLISH_SECONDS: Final = 5.0
-# An unlink on a volume that hangs must not keep the process from ending.
-_RELEASE_SECONDS: Final = 2.0
+# A volume that hangs must keep neither the state from changing nor the process from ending.
+_VOLUME_SECONDS: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +147,7 @@ class Supervisor:
                 fact = await self._next_fact()
                 now = self.came_round_at = self._clock()
                 if fact is not None:
+                    await self._look_before_ready(fact, now)
                     await self._perform(self._learn(fact, now))
                     self._tell_drift()
                 await self._perform(self._lifecycle.passed(now, self._inflight.count))
@@ -166,6 +167,23 @@ class Supervisor:
                 return await self._facts.get()
         except TimeoutError:
             return None
+
+    async def _look_before_ready(self, fact: Fact, now: float) -> None:
+        """Learn of a run the watch has not seen yet before its first healthy answer opens the door.
+
+        The watch looks twice a second, and an engine that loads nothing answers sooner: its first requests would be
+        let through without a hold, as those of an engine that was started by hand.
+        """
+        answers = isinstance(fact, ProbeResult) and fact.outcome is Outcome.HEALTHY
+        if not answers or self.snapshot.healthy or self.snapshot.state is State.DRAINING:
+            return
+        try:
+            async with asyncio.timeout(_VOLUME_SECONDS):
+                status = await self._volume.read_status()
+        except TimeoutError:
+            return
+        if status is not None and status.run != self.snapshot.run:
+            await self._perform(self._learn(VolumeSample(status, alive=None), now))
 
     def _learn(self, fact: Fact, now: float) -> list[Transition | Effect]:
         match fact:
@@ -231,7 +249,7 @@ class Supervisor:
 
     async def _release(self) -> None:
         try:
-            async with asyncio.timeout(_RELEASE_SECONDS):
+            async with asyncio.timeout(_VOLUME_SECONDS):
                 await self.gate.release()
         except TimeoutError:
             _log.error("the shared volume hangs: the hold could not be removed")
