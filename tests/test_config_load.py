@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wings_proxy.config import SETTINGS, Config
-from wings_proxy.config_load import ConfigError, load_config, resolve
+from wings_proxy.config_load import ConfigError, config_path, load_config, resolve
 
 MODEL = {"MODEL_PATH": "/models/Qwen"}
 MIB = 1024 * 1024
@@ -136,6 +136,12 @@ log: {format: ~}
 def test_every_empty_variable_counts_as_unset() -> None:
     empty = {setting.env: "" for setting in SETTINGS if setting.env} | {"WINGS_CONFIG": "", "WINGS_NONSENSE": ""}
     assert load_config({**empty, **MODEL}) == load()
+
+
+def test_the_place_of_the_file() -> None:
+    assert config_path({"WINGS_CONFIG": "/etc/wings.yaml"}) == Path("/etc/wings.yaml")
+    assert config_path({"WINGS_CONFIG": ""}) is None
+    assert config_path({}) is None
 
 
 PORT_RANGE = "must be a whole number from 1 to 65535"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,9 +27,9 @@ def words(line: str) -> list[str]:
 
 
 ORDER = [words(line) for line in _setup["wings:layers"]["order"].strip().splitlines()]
-PURE, OWN_TASKS, ENVIRONMENT, PRINT, LONG, TESTED_ELSEWHERE = (
+PURE, COVERED, OWN_TASKS, ENVIRONMENT, PRINT, LONG, TESTED_ELSEWHERE = (
     words(_setup["wings:layers"][key])
-    for key in ("pure", "own_tasks", "environment", "print", "long", "tested_elsewhere")
+    for key in ("pure", "covered", "own_tasks", "environment", "print", "long", "tested_elsewhere")
 )
 LEVEL = {name: -level for level, line in enumerate(ORDER) for name in line}
 
@@ -73,7 +74,7 @@ def test_imports_point_down(name: str) -> None:
 
 
 def test_the_exceptions_name_modules_that_need_them() -> None:
-    for names in (PURE, OWN_TASKS, ENVIRONMENT, PRINT, LONG, TESTED_ELSEWHERE):
+    for names in (PURE, COVERED, OWN_TASKS, ENVIRONMENT, PRINT, LONG, TESTED_ELSEWHERE):
         assert set(names) <= set(FILES)
     assert [name for name in OWN_TASKS if not list(unowned_tasks(TREES[name]))] == []
     assert [name for name in ENVIRONMENT if not list(reads_environment(TREES[name]))] == []
@@ -174,6 +175,21 @@ def test_every_module_has_its_test_file(name: str) -> None:
 def test_nothing_sleeps_or_tells_the_time_of_the_wall(name: str) -> None:
     calls = {ast.unparse(node.func) for node in ast.walk(TREES[name]) if isinstance(node, ast.Call)}
     assert not calls & {"time.sleep", "time.time", "datetime.now", "datetime.utcnow", "sleep"}
+
+
+# A test file that tells the story of two modules.
+TOLD_WITH = {"config": "config_load", "openapi": "docs"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted({name.split(".")[0] for name in (*PURE, *COVERED)}))
+def test_its_own_test_file_runs_all_of_a_module(name: str, tmp_path: Path) -> None:
+    tests = test_file_of(TOLD_WITH.get(name, name))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests), "--cov-branch"]
+    command += [f"--cov={PACKAGE}.{name}", "--cov-report=term-missing", "--cov-fail-under=100"]
+    environment = {**os.environ, "COVERAGE_FILE": str(tmp_path / "coverage")}
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert ended.returncode == 0, ended.stdout
 
 
 # -- importing ---------------------------------------------------------------------------------------------------------
