@@ -49,11 +49,11 @@ def test_a_missing_key_names_the_scheme() -> None:
     assert (b"WWW-Authenticate", b"Bearer") in ApiError(401, ErrorCode.UNAUTHORIZED, "x").headers
 
 
-def test_as_an_event_it_ends_whatever_was_begun() -> None:
+def test_as_an_event_it_is_one_line_and_a_blank_one() -> None:
     event = ApiError(502, ErrorCode.UPSTREAM_ERROR, "line\nbreak").event
-    assert event.startswith(b'\n\ndata: {"error": {"message": "line\\nbreak"')
+    assert event.startswith(b'data: {"error": {"message": "line\\nbreak"')
     assert event.endswith(b"}\n\n")
-    assert event.count(b"\n") == 4
+    assert event.count(b"\n") == 2
 
 
 def test_a_status_without_a_reason_phrase_is_refused() -> None:

@@ -436,20 +436,45 @@ def test_an_answer_nobody_takes_is_given_up() -> None:
 BROKEN = ApiError(502, ErrorCode.UPSTREAM_ERROR, "the engine failed")
 
 
-def test_a_broken_event_stream_says_so_and_never_ends_cleanly() -> None:
+@pytest.mark.parametrize("event", [b"data: one\n\n", b"data: one\r\n\r\n", b": ping\r\r"])
+def test_a_broken_event_stream_says_so_and_never_ends_cleanly(event: bytes) -> None:
     rig = Rig()
-    rig.feed(EVENTS, encode_chunk(b"data: half"))
+    rig.feed(EVENTS, encode_chunk(event))
     rig.relay.end_broken(BROKEN)
-    assert rig.body == encode_chunk(b"data: half") + encode_chunk(BROKEN.event)
+    assert rig.body == encode_chunk(event) + encode_chunk(BROKEN.event)
+    assert not rig.client.keep_alive
+    assert not rig.client.was_reset
+
+
+def test_an_event_stream_broken_before_its_first_event_says_so_too() -> None:
+    rig = Rig()
+    rig.feed(EVENTS)
+    rig.relay.end_broken(BROKEN)
+    assert rig.body == encode_chunk(BROKEN.event)
+
+
+@pytest.mark.parametrize("half", [b'data: {"choices": [', b"data: one\n", b"data: one\r\n"])
+def test_an_event_stream_broken_inside_an_event_lacks_its_last_chunk_and_nothing_is_added(half: bytes) -> None:
+    rig = Rig()
+    rig.feed(EVENTS, encode_chunk(half))
+    rig.relay.end_broken(BROKEN)
+    assert rig.body == encode_chunk(half)
     assert not rig.client.keep_alive
     assert not rig.client.was_reset
 
 
 def test_a_broken_event_stream_of_http_1_0() -> None:
     rig = Rig(http10=True)
+    rig.feed(EVENTS, encode_chunk(b"data: one\n\n"))
+    rig.relay.end_broken(BROKEN)
+    assert rig.body == b"data: one\n\n" + BROKEN.event
+
+
+def test_an_event_stream_of_http_1_0_broken_inside_an_event_is_reset() -> None:
+    rig = Rig(http10=True)
     rig.feed(EVENTS, encode_chunk(b"data: half"))
     rig.relay.end_broken(BROKEN)
-    assert rig.body == b"data: half" + BROKEN.event
+    assert rig.client.was_reset
 
 
 @pytest.mark.parametrize(

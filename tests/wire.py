@@ -298,7 +298,7 @@ async def proxy(*scripts: Script, authorize: Authorizer | None = None, **setting
         loop,
         limits.engine_port,
         connect_timeout_seconds=limits.connect_timeout_seconds,
-        idle_seconds=limits.pool_idle_seconds,
+        idle_seconds=4.0,
     )
     gate = OpenGate()
     faults: list[UpstreamFault] = []

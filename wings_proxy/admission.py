@@ -29,8 +29,6 @@ class ForwardSettings:
     """How long a client may pause inside its request's body."""
     max_body_bytes: int = 64 * 1024 * 1024
     max_inflight: int | None = None
-    pool_idle_seconds: float = 4.0
-    """Less than uvicorn's keep-alive of 5 s."""
     engine_authorization: bytes | None = None
     """Value of `Authorization` sent to the engine, for example `Bearer …`."""
 

@@ -105,9 +105,5 @@ class ApiError(Exception):
 
     @property
     def event(self) -> bytes:
-        """The error as a server-sent event, for a stream that has already begun.
-
-        The blank line in front ends an event that was cut; after a whole one it means nothing
-        (WHATWG HTML, "server-sent events", event stream interpretation).
-        """
-        return b"\n\ndata: " + self.body + b"\n\n"
+        """The error as a server-sent event, for a stream that has already begun; it must stand between two events."""
+        return b"data: " + self.body + b"\n\n"

@@ -29,6 +29,8 @@ from wings_proxy.metrics import RouteMetrics
 from wings_proxy.upstream import Connection, UpstreamError
 
 MAX_INTERIM_RESPONSES = 32
+# What bytes end with after a whole event (WHATWG HTML, "server-sent events"): bare, and inside a chunk's framing.
+_EVENT_ENDS = {False: (b"\n\n", b"\r\n\r\n", b"\r\r"), True: (b"\n\n\r\n", b"\r\n\r\n\r\n", b"\r\r\r\n")}
 HEAD_SECONDS = 30.0
 """From the first byte of a response head to its last; an engine's head is one write."""
 
@@ -106,7 +108,10 @@ class Relay:
         except ProtocolError as error:
             self.fail(UpstreamFault.BAD_BODY if self.head else UpstreamFault.BAD_HEAD, str(error))
             return
-        if wire and not self._client.write(wire) and not self.done:
+        if not wire:
+            return
+        self._last = wire
+        if not self._client.write(wire) and not self.done:
             self.paused = True
             self._connection.pause_reading()
             self._wake()
@@ -168,14 +173,18 @@ class Relay:
     def end_broken(self, error: ApiError) -> None:
         """Give an answer that has begun an end nobody can take for a whole one.
 
-        An event stream ends with an event that says why, and then without its last chunk; anything else is
-        cut with a reset. Never a clean end: openai-python takes one without `[DONE]` for a finished answer.
+        An event stream ends with an event that says why, and then without its last chunk. Not when it was cut
+        inside an event: half a JSON document cannot be taken back, and a blank line would hand it to the client's
+        parser; then only the last chunk is missing. Anything else is cut with a reset. Never a clean end:
+        openai-python takes one without `[DONE]` for a finished answer.
         """
-        if not self._events or self._convert == self._length:
+        between_events = not self._exchange.sent_bytes or self._last.endswith(_EVENT_ENDS[self._chunked])
+        if not self._events or self._convert == self._length or not (between_events or self._chunked):
             self._client.reset()
             return
         self._client.keep_alive = False
-        self._client.write(encode_chunk(error.event) if self._chunked else error.event)
+        if between_events:
+            self._client.write(encode_chunk(error.event) if self._chunked else error.event)
 
     # ---- the states, each turning what came into what goes out
 

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -70,7 +71,7 @@ async def serve(config: Config, engine_key: bytes | None, config_file: ConfigFil
     engine = ENGINES[config.engine_type]
     api_keys = await _client_keys(config)
 
-    inflight = Inflight(loop.time)
+    inflight = Inflight(time.monotonic)
     routes = Routes(engine, allow_admin=config.allow_admin, allow_all=config.allow_all_paths)
     metrics = RequestMetrics(routes.templates)
     settings = _forward_settings(config, engine_key)
@@ -81,8 +82,9 @@ async def serve(config: Config, engine_key: bytes | None, config_file: ConfigFil
         idle_seconds=engine.keep_alive_seconds,
     )
     probe = HealthProbe(
-        engine, config.engine_port, timeout=config.probe_timeout_seconds, api_key=engine_key, clock=loop.time
+        engine, config.engine_port, timeout=config.probe_timeout_seconds, api_key=engine_key, clock=time.monotonic
     )
+    prober = Prober(probe, interval=config.probe_interval_seconds)
     rules = _rules(config)
     supervisor = Supervisor(
         rules=rules,
@@ -90,26 +92,33 @@ async def serve(config: Config, engine_key: bytes | None, config_file: ConfigFil
         volume=Volume(Path(config.shared_volume_path)),
         pool=pool,
         inflight=inflight,
-        prober=Prober(probe, interval=config.probe_interval_seconds),
+        prober=prober,
         load_phases=engine.load_phases,
-        clock=loop.time,
+        clock=time.monotonic,
         on_transition=lambda transition, snapshot: _announce(transition, snapshot, state_metrics),
         config_file=config_file,
     )
     state_metrics = StateMetrics(
         metrics.registry,
         snapshot=lambda: supervisor.snapshot,
-        clock=loop.time,
+        clock=time.monotonic,
         build={"version": __version__, "engine_type": engine.name, "model_name": config.model_name},
     )
     forwarder = Forwarder(
-        settings, pool=pool, inflight=inflight, metrics=metrics, gate=supervisor.gate, authorize=api_keys
+        settings,
+        pool=pool,
+        inflight=inflight,
+        metrics=metrics,
+        gate=supervisor.gate,
+        authorize=api_keys,
+        # What a request runs into is news before the next probe is due.
+        on_fault=lambda _: prober.soon(),
     )
     status = Status(
         rules=rules,
         snapshot=lambda: supervisor.snapshot,
         came_round_at=lambda: supervisor.came_round_at,
-        clock=loop.time,
+        clock=time.monotonic,
     )
     app = make_app(engine=engine, status=status, registry=metrics.registry)
     _handle_signals(loop, _Stop(supervisor, forwarder))
