@@ -68,6 +68,17 @@ os._exit(0)
 """
 
 
+# Like Python's resource tracker: it outlives its process for a moment, to clean up.
+LEAVES_CLEANER = """
+import os, signal, subprocess, sys, time
+cleaner = "import os, sys, time; sys.stdin.read(); time.sleep(0.3); os.unlink(sys.argv[1])"
+held = subprocess.Popen([sys.executable, "-ISc", cleaner, sys.argv[1]], stdin=subprocess.PIPE)
+signal.signal(15, lambda *_: os._exit(0))
+print("up", flush=True)
+while True: time.sleep(60)
+"""
+
+
 # bash as it is where it is /bin/sh; test_launch.py has a run of plain bash.
 @pytest.fixture(params=[shell for shell in SHELLS if shell != "bash"])
 def container(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Container]:
@@ -133,6 +144,16 @@ def test_the_core_a_dead_server_leaves_behind_is_killed(container: Container) ->
     assert process.wait(10) == 1
     assert ended(container) == (Phase.EXITED, False, 0)
     container.until(lambda: not container.left_behind())
+
+
+def test_what_cleans_up_after_an_engine_asked_to_stop_has_a_moment_for_it(container: Container) -> None:
+    shared_memory = container.root / "shared-memory"
+    shared_memory.touch()
+    process = container.run(LEAVES_CLEANER, str(shared_memory))
+    process.terminate()
+    assert process.wait(10) == 0
+    assert not shared_memory.exists()
+    assert not container.left_behind()
 
 
 def test_a_process_that_left_the_group_cannot_hold_up_the_end(container: Container) -> None:

@@ -164,6 +164,16 @@ wings_open_log() {
   fi
 } 2>/dev/null
 
+# wings_settle: an engine that ends as asked may be outlived for a moment by what cleans up after it (Python's resource
+# tracker removes the shared memory of vLLM's processes); without that moment /dev/shm fills up run by run.
+wings_settle() {
+  wings_looks=5
+  while [ "$wings_looks" -gt 0 ] && kill -s 0 -- "-$wings_leader"; do
+    sleep 0.2 || sleep 1
+    wings_looks=$((wings_looks - 1))
+  done
+} 2>/dev/null
+
 # wings_flush CODE: let the last words reach the log before the end is told: whoever hears of it reads them for the
 # reason. Bounded, for a process that left the group may hold the pipe: after half a second the end is told anyway.
 wings_flush() {
@@ -185,6 +195,7 @@ wings_flush() {
 wings_finish() {
   trap '' TERM INT HUP QUIT
   [ -z "$wings_stopping" ] || kill -s KILL "$wings_releaser" 2>/dev/null
+  [ "$wings_asked" = false ] || [ -z "$wings_leader" ] || wings_settle
   wings_kill
   wings_flush "$1"
   wings_record exited "$1"

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -153,13 +154,18 @@ async def _listen(runner: web.AppRunner, config: Config) -> bool:
         await web.TCPSite(runner, config.host or None, config.port, backlog=_BACKLOG).start()
     except OSError as error:
         where = f"WINGS_PORT={config.port}" + (f" on WINGS_HOST={config.host}" if config.host else "")
-        print(f"{where}: cannot listen: {os.strerror(error.errno or 0)}", file=sys.stderr)
+        print(f"{where}: cannot listen: {_why(error)}", file=sys.stderr)
         return False
     fields = {"port": config.port, "engine": config.engine_type, "version": __version__}
     _log.info("listening", extra={"fields": fields})
     if config.trust_remote_code and "--trust-remote-code" in ENGINES[config.engine_type].argv(config):
         _log.warning("TRUST_REMOTE_CODE is on: the engine runs Python code that comes with the model")
     return True
+
+
+def _why(error: OSError) -> str:
+    # asyncio wraps the system's words into a sentence of its own; a name that does not resolve has no such words.
+    return error.strerror or str(error) if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
 
 
 class _Stop:
