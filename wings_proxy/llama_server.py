@@ -111,8 +111,10 @@ def main(arguments: Sequence[str] | None = None) -> Never:
     os.dup2(1, 2)
     try:
         import xllamacpp
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         sys.exit(f"llama-server: {error}: install it with pip install 'wings-infer[llamacpp]'")
+    except ImportError as error:
+        sys.exit(f"llama-server: {error}: llama.cpp needs this library of the system (Debian: apt install libgomp1)")
     parameters = xllamacpp.CommonParams()
     try:
         fill(parameters, flags)
