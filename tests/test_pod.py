@@ -112,7 +112,7 @@ async def test_stop_does_not_wait_for_a_back_off(tmp_path: Path) -> None:
 
 
 async def test_a_container_lives_in_a_session_of_its_own(tmp_path: Path) -> None:
-    life = Life(tmp_path, 'echo "$$ $(ps -o sid= -p $$)."; exec sleep 60')
+    life = Life(tmp_path, 'echo "$$ $(cut -d " " -f 6 "/proc/$$/stat")."; exec sleep 60')
     running = asyncio.create_task(life.run())
     await life.said(".")
 
