@@ -116,8 +116,10 @@ def test_a_wrong_flag_is_one_line_and_exit_code_2(
         ),
         (
             "raise ImportError('libgomp.so.1: cannot open shared object file')",
-            "libgomp.so.1: cannot open shared object file: llama.cpp needs this library of the system "
-            "(Debian: apt install libgomp1)",
+            (
+                "libgomp.so.1: cannot open shared object file: llama.cpp needs this library of the system "
+                "(Debian: apt install libgomp1)"
+            ),
         ),
     ],
 )
