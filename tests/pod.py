@@ -7,6 +7,7 @@ place of `python3`; the sidecar is `python -m wings_proxy serve`. Both are resta
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -138,7 +139,8 @@ class Pod:
         """SIGKILL both containers at once, as a node that loses power."""
         for container in (self.sidecar, self.engine):
             for pid in container.processes():
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # ended between the two lines
+                    os.kill(pid, signal.SIGKILL)
 
     # What a test sees.
 

@@ -71,6 +71,7 @@ async def sidecar(volume: Path, engine_port: int, **environ: str) -> AsyncIterat
     )
     os.mkfifo(volume / "engine.alive")
     bell = os.open(volume / "engine.alive", os.O_RDWR | os.O_NONBLOCK)
+    hangup = signal.getsignal(signal.SIGHUP)
     task = asyncio.create_task(serve(config, None), name="sidecar")
     async with aiohttp.ClientSession() as client:
         running = Sidecar(port, volume, client, task, bell)
@@ -84,6 +85,8 @@ async def sidecar(volume: Path, engine_port: int, **environ: str) -> AsyncIterat
         try:
             yield running
         finally:
+            # The sidecar ignores it for good, as a process may; programs that later tests start would inherit that.
+            signal.signal(signal.SIGHUP, hangup)
             if not task.done():
                 os.kill(os.getpid(), signal.SIGTERM)
                 assert await task == 0
