@@ -66,8 +66,10 @@ class Story(RuleBasedStateMachine):
         self.answers = False  # whether an engine answers, be it the script's or one started by hand
         self.alive: int | None = None
         self.away = False
-        # A script without a FIFO was killed after it had said that it stops: nobody can know that it is gone.
-        self.unknowable = False
+        self.garbled = False  # what lies there is not what the script said last
+        # The last run ended without a word, and without a FIFO or a status to see it by.
+        self.unseen_end = False
+        self.by_hand = False  # the engine that answers, or answered, is nobody's run
         # The sidecar.
         self.now = 100.0
         self.in_flight = 0
@@ -118,6 +120,7 @@ class Story(RuleBasedStateMachine):
     # The engine's container: what the launch script does, in its order.
 
     def tell(self, phase: str, *, asked: bool = False, code: int | None = None) -> None:
+        self.garbled = True
         with suppress(OSError):  # a volume that is gone costs the script its words, not its life
             status = {
                 "run": self.run,
@@ -131,6 +134,7 @@ class Story(RuleBasedStateMachine):
             new = self.path / ".engine.status.new"
             new.write_text(json.dumps(status) + "\n")
             new.replace(self.path / "engine.status")
+            self.garbled = False
             if self.alive is not None:
                 os.write(self.alive, b".")
 
@@ -144,7 +148,7 @@ class Story(RuleBasedStateMachine):
     def the_container_starts(self, fifo: bool) -> None:
         self.run = str(uuid.UUID(int=(self.started << 64) + 1))
         self.started += 1
-        self.stopping = self.answers = self.unknowable = False
+        self.stopping = self.answers = self.unseen_end = self.by_hand = False
         with suppress(OSError):
             if fifo:
                 new = self.path / f".engine.alive.{self.run}"
@@ -159,6 +163,7 @@ class Story(RuleBasedStateMachine):
     @rule()
     def an_engine_answers(self) -> None:
         self.answers = True
+        self.by_hand = self.run is None
 
     @rule()
     def an_engine_hangs(self) -> None:
@@ -167,7 +172,7 @@ class Story(RuleBasedStateMachine):
     @precondition(lambda self: self.run is None)
     @rule()
     def somebody_starts_an_engine_by_hand(self) -> None:
-        self.answers = True
+        self.answers = self.by_hand = True
 
     @precondition(lambda self: self.run is not None and not self.stopping)
     @rule()
@@ -180,20 +185,21 @@ class Story(RuleBasedStateMachine):
     def the_engine_ends(self, code: int) -> None:
         self.answers = False
         self.tell("exited", asked=self.stopping, code=code)
+        self.unseen_end = self.garbled
         self.run = None
         self.close_fifo()
 
     @precondition(lambda self: self.run is not None)
     @rule()
     def the_container_is_killed(self) -> None:
-        self.unknowable = self.stopping and self.alive is None
+        self.unseen_end = self.alive is None or self.garbled
         self.answers = False
         self.run = None
         self.close_fifo()
 
     # Strangers.
 
-    @precondition(lambda self: not self.away)
+    @precondition(lambda self: not self.away and self.started > 1)
     @rule()
     def the_volume_vanishes(self) -> None:
         self.path.rename(self.root / "away")
@@ -210,6 +216,8 @@ class Story(RuleBasedStateMachine):
     def somebody_writes_over_the_status(self, data: bytes) -> None:
         with suppress(OSError):
             (self.path / "engine.status").write_bytes(data)
+            self.garbled = True
+            self.unseen_end = self.unseen_end or self.run is None
 
     # The sidecar.
 
@@ -268,6 +276,8 @@ class Story(RuleBasedStateMachine):
             # The hold is there, unless the volume is not.
             if run is not None and not self.away:
                 assert (self.path / "hold").read_text() == f"{run}\n"
+            # And the script has not been asked to stop: it would have looked for the hold already.
+            assert self.garbled or self.away or run != self.run or not self.stopping
         self.passed()
 
     @precondition(lambda self: self.in_flight > 0)
@@ -281,8 +291,10 @@ class Story(RuleBasedStateMachine):
         self.now += seconds
         self.passed()
 
+    @precondition(lambda self: self.started > 2)
     @rule()
     def the_sidecar_is_asked_to_leave(self) -> None:
+        # Late in a story: nothing comes after it.
         self.perform(self.lifecycle.drain(self.now))
         self.passed()
 
@@ -314,9 +326,11 @@ class Story(RuleBasedStateMachine):
             assert self.left, truth
         elif not self.answers:
             assert not snapshot.healthy, (truth, snapshot)
+            if self.run is None and not self.unseen_end and not self.by_hand:
+                assert snapshot.state in (State.WAITING, State.STARTING, State.FAILED), (truth, snapshot)
         elif self.run is not None and self.stopping:
             assert snapshot.state is State.STOPPING, (truth, snapshot)
-        elif self.unknowable and snapshot.state is State.STOPPING:
+        elif self.unseen_end and snapshot.state is State.STOPPING:
             pass
         else:
             assert snapshot.state is State.READY, (truth, snapshot)
@@ -331,8 +345,8 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 Story.TestCase.settings = settings(
-    max_examples=int(os.environ.get("WINGS_STORIES", "60")),
-    stateful_step_count=25,
+    max_examples=int(os.environ.get("WINGS_STORIES", "100")),
+    stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
