@@ -1,5 +1,6 @@
 # make demo   a real model answers through the proxy; stays up until Ctrl-C (UP_FLAGS=--once: ends after the answers)
 # make test   the fast tests         make test-all   all of them, process trees and real engines too
+# make soak   kills at random moments, 200 seeds (SOAK_SEEDS=...)
 # make lint   ruff and mypy          make format     put the code into ruff's form
 # make bench  what a request and an event cost beside nginx and Envoy (BENCH_FLAGS=--quick: three minutes, not twelve)
 
@@ -10,6 +11,7 @@ BIN    := $(VENV)/bin
 CLIENTS := .venv-clients
 PEERS  := .venv-bench
 UP_FLAGS ?=
+SOAK_SEEDS ?= 200
 BENCH_FLAGS ?=
 
 # What an installation depends on: when one of these changes, it is done again.
@@ -34,6 +36,9 @@ test-all: $(VENV)/.test $(VENV)/.llamacpp $(CLIENTS)/.openai
 
 bench: $(VENV)/.test $(PEERS)/.envoy
 	@$(BIN)/python -m tests.bench $(BENCH_FLAGS)
+
+soak: $(VENV)/.test
+	WINGS_SOAK_SEEDS=$(SOAK_SEEDS) $(BIN)/python -m pytest -m slow -s tests/test_random_kills.py $(PYTEST_FLAGS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

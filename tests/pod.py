@@ -130,9 +130,10 @@ class Pod:
 
     # What a test does.
 
-    def start(self) -> None:
-        """Start both containers, sidecar first."""
+    async def start(self) -> None:
+        """Start both containers, the engine's when the script is there: its shell looks only once a second."""
         self.sidecar.start()
+        await self.sidecar.until((self.volume / SCRIPT_NAME).exists, 10)
         self.engine.start()
 
     def kill_both(self) -> None:

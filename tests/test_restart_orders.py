@@ -99,7 +99,7 @@ async def test_order_2_an_engine_that_ran_a_stale_script_runs_the_right_one_next
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 async def test_order_3_a_restarted_sidecar_adopts_the_running_engine(number: signal.Signals) -> None:
     async with Pod(engine={**LOADS, "token_seconds": 0.05}) as pod:
-        pod.start()
+        await pod.start()
         before = await pod.until_state("ready")
         leader, script = pod.leader, (pod.volume / "start_command.sh").stat().st_ino
         path = pod.path
@@ -128,7 +128,7 @@ async def test_order_4_another_configuration_leaves_the_running_engine_alone() -
         config = pod.directory / "config.yaml"
         config.write_text("model: {max_len: 4096}\n")
         pod.sidecar.environ["WINGS_CONFIG"] = str(config)
-        pod.start()
+        await pod.start()
         before = await pod.until_state("ready")
         leader, path = pod.leader, pod.path
         config.write_text("model: {max_len: 8192}\n")
@@ -164,7 +164,7 @@ async def test_order_4_another_configuration_leaves_the_running_engine_alone() -
 @pytest.mark.parametrize("how", ["the container is killed", "the engine crashes"])
 async def test_order_5_the_engine_restarts_and_the_sidecar_lives(how: str) -> None:
     async with Pod(engine={**LOADS, "children": 1}) as pod:
-        pod.start()
+        await pod.start()
         before = await pod.until_state("ready")
         path = pod.path
         if how == "the container is killed":
@@ -184,7 +184,7 @@ async def test_order_5_the_engine_restarts_and_the_sidecar_lives(how: str) -> No
 
 async def test_order_6_both_restart_at_once() -> None:
     async with Pod(engine=LOADS) as pod:
-        pod.start()
+        await pod.start()
         before = await pod.until_state("ready")
         path = pod.path
         pod.kill_both()
@@ -225,7 +225,7 @@ async def test_order_7_the_sidecar_is_killed_between_write_and_rename() -> None:
 
 async def test_order_8_a_crash_loop_shows_and_ends() -> None:
     async with Pod(engine={"start_failure": "unknown_flag"}) as pod:
-        pod.start()
+        await pod.start()
         health = await pod.until(lambda body: body.get("restarts", 0) >= 3)
         failure = (await pod.until_state("failed"))["last_failure"]
         assert (failure["exit_code"], health["status"] in {"failed", "starting"}) == (2, True)
@@ -241,7 +241,7 @@ async def test_order_8_a_crash_loop_shows_and_ends() -> None:
 @pytest.mark.parametrize("first", ["sidecar", "engine"])
 async def test_order_9_a_volume_that_survived_a_reboot_is_history(first: str) -> None:
     async with Pod(engine=LOADS) as pod:
-        pod.start()
+        await pod.start()
         before = await pod.until_state("ready")
         path = pod.path
         for container in (pod.sidecar, pod.engine):
@@ -267,7 +267,7 @@ async def test_order_9_a_volume_that_survived_a_reboot_is_history(first: str) ->
 
 async def test_order_9_a_reboot_that_lost_the_fifo() -> None:
     async with Pod(engine=LOADS) as pod:
-        pod.start()
+        await pod.start()
         before = await pod.until_state("ready")
         pod.sidecar.backoff = pod.engine.backoff = 60
         pod.kill_both()
@@ -309,7 +309,7 @@ async def test_order_10_deleted_before_it_was_ready(state: str) -> None:
 
 async def test_order_11_sigterm_to_the_sidecar_alone() -> None:
     async with Pod(engine={**LOADS, "token_seconds": 0.02}) as pod:
-        pod.start()
+        await pod.start()
         before = await pod.until_state("ready")
         leader, path = pod.leader, pod.path
         async with aiohttp.ClientSession() as session:

@@ -192,14 +192,14 @@ async def test_no_stream_is_lost(order: Order) -> None:
     ):
         crowd = Crowd(service, session)
         old = await pods.enter_async_context(new_pod())
-        old.start()
+        await old.start()
         await old.until_state("ready")
         service.pods = [old]
         clients = [asyncio.create_task(crowd.stay(number), name=f"client {number}") for number in range(CLIENTS)]
         await crowd.until_open(50)
         for number in range(1, ROLLOUTS + 1):
             new = await pods.enter_async_context(new_pod())
-            new.start()
+            await new.start()
             await new.until_state("ready")
             service.pods = [old, new]
             await crowd.until_open(50)
