@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from wings_proxy.api_errors import ErrorCode
+from wings_proxy.engine_status import EngineStatus
 from wings_proxy.gate import VolumeGate
 from wings_proxy.lifecycle import Progress, Snapshot, State
 from wings_proxy.volume import Volume
@@ -100,6 +101,48 @@ class SlowVolume(Volume):
     async def take_hold(self, run: str) -> None:
         await super().take_hold(run)
         self._meanwhile()
+
+
+class StuckVolume(Volume):
+    """Does one thing and then does not come back: a thread goes on after the request that waits for it is cancelled."""
+
+    def __init__(self, path: Path, stuck_in: str) -> None:
+        super().__init__(path)
+        self._stuck_in = stuck_in
+        self.stuck = asyncio.Event()
+
+    async def take_hold(self, run: str) -> None:
+        await super().take_hold(run)
+        if self._stuck_in == "take_hold":
+            await self._stick()
+
+    async def read_status(self) -> EngineStatus | None:
+        if self._stuck_in == "read_status":
+            await self._stick()
+        return await super().read_status()
+
+    async def _stick(self) -> None:
+        self.stuck.set()
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("stuck_in", ["take_hold", "read_status"])
+async def test_a_client_that_leaves_meanwhile_leaves_no_hold_nobody_knows_of(tmp_path: Path, stuck_in: str) -> None:
+    door = Door(tmp_path)
+    volume = StuckVolume(tmp_path, stuck_in)
+    gate = VolumeGate(volume, snapshot=lambda: door.snapshot, clock=lambda: 10.0, hold_taken=door.taken.append)
+    request = asyncio.create_task(gate.admit(), name="request")
+    await volume.stuck.wait()
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    # The stop was not looked for yet: the next request does not pass without that.
+    assert not gate.open
+    # Else the lifecycle would not ask for its removal, and the script would wait for requests there are none of.
+    assert door.taken == [1]
+    assert door.hold == RUN
+    await gate.release()
+    assert door.hold is None
 
 
 async def test_our_own_drain_during_the_writing_wins(tmp_path: Path) -> None:

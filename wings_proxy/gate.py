@@ -59,13 +59,18 @@ class VolumeGate:
                 return None
             try:
                 await self._volume.take_hold(run)
+                self._on_volume = True
+                status = await self._volume.read_status()
+            except asyncio.CancelledError:
+                # The client left; the thread that writes the hold goes on, and somebody must take it away one day.
+                self._on_volume = True
+                self._hold_taken(snapshot.epoch)
+                raise
             except VolumeError as error:
                 # A volume that is full must not stop the service: this run is forwarded to without protection.
                 _log.warning("requests of this engine run are not protected from its stop: %s", error.detail)
                 self._admit(snapshot)
                 return None
-            self._on_volume = True
-            status = await self._volume.read_status()
             later = self._snapshot()
             asked = status is not None and (status.run != run or status.phase is not Phase.RUNNING)
             if asked or later.epoch != snapshot.epoch or not later.forwards:
