@@ -489,12 +489,23 @@ def one_failure_is_enough_where_asked_for() -> None:
 @story
 def busy_is_not_dead() -> None:
     life = ready()
-    for outcome in (TIMEOUT, REFUSED, UNHEALTHY) * 3:
+    for outcome in (TIMEOUT, Outcome.BROKEN, UNHEALTHY) * 3:
         assert life.probe(outcome, busy=True) == []
-    assert life.probe(TIMEOUT) == []
-    assert life.probe(TIMEOUT) == []
-    assert life.probe(TIMEOUT, busy=True) == []
+    for _ in range(3):
+        # A stream that moves is as good a sign of life as a 200: two long prefills an hour apart are no row.
+        assert life.probe(TIMEOUT) == []
+        assert life.probe(TIMEOUT) == []
+        assert life.probe(TIMEOUT, busy=True) == []
     assert life.state == "ready"
+
+
+@story
+def refused_is_not_busy() -> None:
+    # An engine that was told to end behind our back finishes its streams, and takes no new request.
+    life = ready()
+    assert life.probe(REFUSED, busy=True) == ["PROBE_SOON"]
+    assert life.probe(REFUSED, busy=True) == ["probes_failed: ready -> unhealthy"]
+    assert life.says == ("unhealthy", "probe_refused")
 
 
 @story

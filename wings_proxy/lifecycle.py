@@ -325,8 +325,10 @@ class Lifecycle:
                 self._update(ready_in_run=True, progress=None)
             return self._fire(Event.HEALTHY, now, "", "")
         self._good = 0
-        if busy:
-            return []  # a busy engine is slow to say so; its streams speak for it
+        if busy and result.outcome is not Outcome.REFUSED:
+            # A busy engine is slow to say so; its streams speak for it. But somebody listens while it is busy.
+            self._bad = self._refused = 0
+            return []
         self._bad += 1
         self._refused = self._refused + 1 if result.outcome is Outcome.REFUSED else 0
         if self.snapshot.state is not State.READY:
