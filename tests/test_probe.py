@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -42,6 +44,21 @@ async def test_nobody_listening_is_refused() -> None:
     outcome, detail = await outcome_of(free_port())
     assert outcome is Outcome.REFUSED
     assert "cannot connect" in detail
+
+
+async def test_descriptors_that_ran_out_are_not_the_engines_refusal(fake_engine: StartEngine) -> None:
+    """Two refusals end `ready` at once; what we cannot open says nothing of who listens."""
+    engine = await fake_engine()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with probing(engine.port) as probe:
+        lowest_free = os.dup(0)
+        os.close(lowest_free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, limits[1]))
+        try:
+            result = await probe.ask(1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert (result.outcome, result.detail) == (Outcome.BROKEN, "cannot connect to the engine: Too many open files")
 
 
 async def test_a_status_that_is_not_200_is_unhealthy(fake_engine: StartEngine) -> None:

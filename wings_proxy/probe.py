@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
@@ -56,7 +57,10 @@ class HealthProbe:
         try:
             outcome, detail = await self._ask(epoch)
         except aiohttp.ClientConnectorError as error:
-            outcome, detail = Outcome.REFUSED, f"cannot connect to the engine: {shown(error.strerror or '')}"
+            # Any other error is ours (no descriptor left, for one) and says nothing of who listens.
+            refused = isinstance(error.os_error, ConnectionRefusedError)
+            outcome = Outcome.REFUSED if refused else Outcome.BROKEN
+            detail = f"cannot connect to the engine: {shown(os.strerror(error.errno) if error.errno else str(error))}"
         except TimeoutError:
             outcome, detail = Outcome.TIMEOUT, f"no answer within {self._timeout.total:g} s"
         except (aiohttp.ClientError, ValueError) as error:
