@@ -92,3 +92,28 @@ async def test_reports_phases_while_loading_and_starts_anew_with_each_run(tmp_pa
         epoch = 2
         assert await reports.get() == LogAdvanced(2, Progress("weights"))
         tail.cancel()
+
+
+async def test_after_the_load_the_log_is_let_go(tmp_path: Path) -> None:
+    """The script puts a new file in the place of a full one; as long as we hold the old one, its space is not free."""
+    path = tmp_path / "engine.log"
+    reports: asyncio.Queue[LogAdvanced] = asyncio.Queue()
+    loading = True
+
+    def held() -> bool:
+        return any(link.is_symlink() and link.readlink() == path for link in Path("/proc/self/fd").iterdir())
+
+    async with asyncio.TaskGroup() as group:
+        tail = group.create_task(
+            tail_load_phases(
+                path, (), epoch=lambda: 1, loading=lambda: loading, emit=reports.put_nowait, interval=0.001
+            )
+        )
+        path.write_bytes(b"some line\n")
+        assert await reports.get() == LogAdvanced(1, None)
+        assert held()
+        loading = False
+        async with asyncio.timeout(5):
+            while held():  # noqa: ASYNC110 - a descriptor rings no bell
+                await asyncio.sleep(0.001)
+        tail.cancel()

@@ -111,4 +111,7 @@ async def tail_load_phases(
                 if data:
                     shown = [step for line in splitter.feed(data) if (step := progress.see(line)) is not None]
                     emit(LogAdvanced(now, shown[-1] if shown else None))
+            else:
+                # The script replaces a log that is full: held open, the old one would go on filling the volume.
+                await log.close()
             await asyncio.sleep(interval)
