@@ -15,9 +15,11 @@ import pytest
 from yarl import URL
 
 from tests.fake_engine import StartEngine
+from tests.ports import free_port
 from tests.sidecar import RUN, chat, sidecar
 from wings_proxy.config_load import ConfigError, load_config
 from wings_proxy.serve import run_serve
+from wings_proxy.volume import Volume
 
 
 async def test_from_nothing_to_a_streamed_answer(fake_engine: StartEngine, tmp_path: Path) -> None:
@@ -135,6 +137,20 @@ async def test_the_second_signal_ends_at_once(fake_engine: StartEngine, tmp_path
         assert running.task.cancelled()
         with pytest.raises(aiohttp.ClientError):
             await stream
+
+
+async def test_a_volume_that_hangs_does_not_keep_us_from_leaving(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(_: Volume) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Volume, "release_hold", hang)
+    monkeypatch.setattr("wings_proxy.supervisor._VOLUME_SECONDS", 0.05)
+    async with sidecar(tmp_path, free_port()) as running:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait([running.task], timeout=5)
+        assert running.task.done()
 
 
 async def test_hangup_is_ignored(fake_engine: StartEngine, tmp_path: Path) -> None:

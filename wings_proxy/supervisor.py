@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -132,7 +132,7 @@ class Supervisor:
 
     async def run(self) -> None:
         """Supervise until drained. Raises what a child raises: then the process must end."""
-        await self.gate.discard()
+        await self._remove_hold(self.gate.discard())
         async with asyncio.TaskGroup() as group:
             children = [
                 group.create_task(self._publish(), name="publisher"),
@@ -157,7 +157,7 @@ class Supervisor:
             for child in children:
                 child.cancel()
         # Also a hold taken while the end was being decided.
-        await self._release()
+        await self._remove_hold(self.gate.release())
 
     async def _next_fact(self) -> Fact | None:
         deadline = self._lifecycle.deadline
@@ -243,14 +243,14 @@ class Supervisor:
                 case Effect.PROBE_SOON:
                     self._prober.soon()
                 case Effect.RELEASE_HOLD:
-                    await self._release()
+                    await self._remove_hold(self.gate.release())
                 case Effect.LEAVE:
                     self._leaving = True
 
-    async def _release(self) -> None:
+    async def _remove_hold(self, removal: Coroutine[None, None, None]) -> None:
         try:
             async with asyncio.timeout(_VOLUME_SECONDS):
-                await self.gate.release()
+                await removal
         except TimeoutError:
             _log.error("the shared volume hangs: the hold could not be removed")
 
