@@ -10,7 +10,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient
 from pytest_aiohttp.plugin import AiohttpClient
 
-from wings_proxy.lifecycle import Failure, Progress, Rules, Snapshot, State
+from wings_proxy.lifecycle import Failure, Outcome, ProbeResult, Progress, Rules, Snapshot, State
 from wings_proxy.status import Status
 
 RULES = Rules(
@@ -99,6 +99,7 @@ async def test_health_keeps_the_reference_body_and_says_everything(aiohttp_clien
         generation="old",
         published_generation="new",
         progress=Progress("weights", 0.5),
+        last_probe=ProbeResult(7, began=998.5, outcome=Outcome.FOREIGN, detail="not an engine"),
         last_failure=Failure("killed", "the engine was ended by signal 9", at=960.5, code=137),
         restarts=2,
     )
@@ -113,6 +114,7 @@ async def test_health_keeps_the_reference_body_and_says_everything(aiohttp_clien
             "detail": "some detail",
             "since_seconds": 10.0,
             "progress": {"phase": "weights", "ratio": 0.5},
+            "last_probe": {"outcome": "foreign", "detail": "not an engine", "seconds_ago": 1.5},
             "last_failure": {
                 "reason": "killed",
                 "detail": "the engine was ended by signal 9",
@@ -128,6 +130,11 @@ async def test_health_keeps_the_reference_body_and_says_everything(aiohttp_clien
     )
 
 
+async def test_a_sidecar_whose_supervisor_is_stuck_does_not_call_itself_healthy(aiohttp_client: AiohttpClient) -> None:
+    _, body = await get(aiohttp_client, "/health", snapshot=snapshot(State.READY), came_round_at=989.9)
+    assert body["proxy_healthy"] is False
+
+
 async def test_health_of_a_sidecar_that_just_began(aiohttp_client: AiohttpClient) -> None:
     status, body = await get(aiohttp_client, "/health", snapshot=Snapshot(State.WAITING, 1000.0, "not_published", "…"))
     assert status == 503
@@ -140,6 +147,7 @@ async def test_health_of_a_sidecar_that_just_began(aiohttp_client: AiohttpClient
         "detail": "…",
         "since_seconds": 0.0,
         "progress": None,
+        "last_probe": None,
         "last_failure": None,
         "restarts": 0,
         "run": None,

@@ -156,6 +156,8 @@ class Snapshot:
     generation: str | None = None  # of the script that runs now
     published_generation: str | None = None
     progress: Progress | None = None
+    # Of this epoch, whether it counted or not: why an engine does not get ready is often seen here alone.
+    last_probe: ProbeResult | None = None
     last_failure: Failure | None = None
     restarts: int = 0
     ready_in_run: bool = False
@@ -316,6 +318,7 @@ class Lifecycle:
         """A health probe ended; `busy` tells that the engine moved bytes of a stream while it was under way."""
         if result.epoch != self.snapshot.epoch:
             return []
+        self._update(last_probe=result)
         if result.outcome is Outcome.HEALTHY:
             self._bad = self._refused = 0
             self._good += 1
@@ -449,7 +452,7 @@ class Lifecycle:
 
     def _forget_probes(self) -> None:
         self._good = self._bad = self._refused = 0
-        self._update(epoch=self.snapshot.epoch + 1)
+        self._update(epoch=self.snapshot.epoch + 1, last_probe=None)
 
     def _update(self, **changes: object) -> None:
         self.snapshot = replace(self.snapshot, **changes)  # type: ignore[arg-type]  # names and types are this class's

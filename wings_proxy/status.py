@@ -52,7 +52,7 @@ class Status:
 
     async def livez(self, _: web.Request) -> web.Response:
         """Whether this process works: our own liveness probe. Nothing of the engine: restarting us cannot heal it."""
-        late = self._clock() - self._came_round_at()
+        late = self._late()
         if late < _SUPERVISOR_LATE_SECONDS:
             return self._answer(ok=True, body={"status": "alive"})
         return self._answer(ok=False, body={"status": "stuck", "supervisor_late_seconds": round(late, 1)})
@@ -75,16 +75,20 @@ class Status:
     def health_body(self) -> dict[str, object]:
         """Return the body of /health: the three keys of the reference, then ours."""
         snapshot, now = self._snapshot(), self._clock()
-        progress, failure = snapshot.progress, snapshot.last_failure
+        progress, probe, failure = snapshot.progress, snapshot.last_probe, snapshot.last_failure
         return {
             "status": snapshot.meaning.health,
             "engine_ready": snapshot.healthy,
-            "proxy_healthy": True,
+            # With a supervisor that is stuck, all that follows is from memory.
+            "proxy_healthy": self._late() < _SUPERVISOR_LATE_SECONDS,
             "state": snapshot.state,
             "reason": snapshot.reason,
             "detail": snapshot.detail,
             "since_seconds": round(now - snapshot.since, 3),
             "progress": None if progress is None else {"phase": progress.phase, "ratio": progress.ratio},
+            "last_probe": None
+            if probe is None
+            else {"outcome": probe.outcome, "detail": probe.detail, "seconds_ago": round(now - probe.began, 3)},
             "last_failure": None
             if failure is None
             else {
@@ -99,6 +103,9 @@ class Status:
             "drift": snapshot.drifted,
             "config_file_changed": snapshot.config_file_changed,
         }
+
+    def _late(self) -> float:
+        return self._clock() - self._came_round_at()
 
     def _short(self) -> dict[str, object]:
         snapshot = self._snapshot()
