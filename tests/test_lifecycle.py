@@ -678,6 +678,9 @@ def a_file_that_takes_its_stop_back() -> None:
     assert life.sees(exited(1)) == ["EMPTY_POOL"]
     assert (life.it().state, life.it().since) == (State.FAILED, since)
     assert life.last_failure() == "crashed"
+    # What it ended of, and not that it was slow before, is what a refused client and /health are told.
+    assert life.says == ("failed", "crashed")
+    assert life.it().detail == "the engine ended by itself, exit code 1"
 
 
 @story

@@ -61,7 +61,9 @@ async def test_a_run_of_the_script_is_followed_to_its_end(fake_engine: StartEngi
         assert (refused, body["error"]["code"]) == (503, "draining")
 
 
-async def test_a_crash_is_named_and_survived(fake_engine: StartEngine, tmp_path: Path) -> None:
+async def test_a_crash_is_named_and_survived(
+    fake_engine: StartEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     engine = await fake_engine()
     async with sidecar(tmp_path, engine.port) as running:
         running.status("running")
@@ -78,6 +80,10 @@ async def test_a_crash_is_named_and_survived(fake_engine: StartEngine, tmp_path:
         again = await running.health(lambda body: body["state"] == "loading")
         assert again["restarts"] == 1
         assert again["last_failure"]["reason"] == "killed"
+        # Once, and loud enough for whoever reads errors only.
+        errors = [record for record in caplog.records if record.levelname == "ERROR"]
+        assert [record.getMessage() for record in errors] == ["engine failed: the engine was ended by signal 9"]
+        assert vars(errors[0])["fields"] == {"reason": "killed", "exit_code": 137, "run": RUN}
 
 
 async def test_a_stream_in_flight_is_finished_before_we_leave(fake_engine: StartEngine, tmp_path: Path) -> None:

@@ -442,6 +442,9 @@ class Lifecycle:
 
     def _fail(self, event: Event, failure: Failure, now: float) -> list[Transition | Effect]:
         self._update(last_failure=failure)
+        if self.snapshot.state is State.FAILED:
+            # No news for the table, but what it ended of says more than that it was late before.
+            self._update(reason=failure.reason, detail=failure.detail)
         return self._fire(event, now, failure.reason, failure.detail)
 
     def _open_again(self) -> None:

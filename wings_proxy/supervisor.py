@@ -18,7 +18,7 @@ from wings_proxy.engines.base import LoadPhase
 from wings_proxy.gate import VolumeGate
 from wings_proxy.inflight import Inflight
 from wings_proxy.launch import Script
-from wings_proxy.lifecycle import Effect, Lifecycle, Outcome, ProbeResult, Rules, Snapshot, State, Transition
+from wings_proxy.lifecycle import Effect, Failure, Lifecycle, Outcome, ProbeResult, Rules, Snapshot, State, Transition
 from wings_proxy.log_tail import LogAdvanced, tail_load_phases
 from wings_proxy.probe import Prober
 from wings_proxy.upstream import Pool
@@ -113,6 +113,7 @@ class Supervisor:
         self._sampled = asyncio.Event()
         self._leaving = self._awaiting_idle = self._drift_told = False
         self._complaint: PublishFailed | None = None
+        self._failure_told: Failure | None = None
         self.came_round_at = clock()
         self.gate = VolumeGate(
             volume,
@@ -151,6 +152,7 @@ class Supervisor:
                     await self._perform(self._learn(fact, now))
                     self._tell_drift()
                 await self._perform(self._lifecycle.passed(now, self._inflight.count))
+                self._tell_failure()
                 if self._inflight.count and not self.snapshot.accepting and not self._awaiting_idle:
                     self._awaiting_idle = True
                     children.append(group.create_task(self._await_idle(), name="wait for requests in flight"))
@@ -232,6 +234,14 @@ class Supervisor:
                 extra={"fields": {"running": snapshot.generation, "published": snapshot.published_generation}},
             )
         self._drift_told = snapshot.script_drifted
+
+    def _tell_failure(self) -> None:
+        """Of every state: an engine may also fail when it has failed before, or while we leave."""
+        failure = self.snapshot.last_failure
+        if failure is not None and failure is not self._failure_told:
+            fields = {"reason": failure.reason, "exit_code": failure.code, "run": self.snapshot.run}
+            _log.error("engine failed: %s", failure.detail, extra={"fields": fields})
+        self._failure_told = failure
 
     async def _perform(self, effects: list[Transition | Effect]) -> None:
         for effect in effects:
