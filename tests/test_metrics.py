@@ -16,10 +16,10 @@ def lines(metrics: RequestMetrics) -> set[str]:
 
 
 def test_closed_label_sets_exist_at_zero_from_the_start() -> None:
-    page = lines(RequestMetrics(["/v1/models"]))
-    assert 'wings_requests_total{code="200",route="/v1/models"} 0.0' in page
-    assert 'wings_requests_total{code="503",route="other"} 0.0' in page
-    assert 'wings_inter_chunk_seconds_count{route="other"} 0.0' in page
+    page = lines(RequestMetrics(["/v1/models", "/v1/chat/completions"]))
+    assert 'wings_requests_total{code="200",route="/v1/chat/completions"} 0.0' in page
+    assert 'wings_requests_total{code="503",route="/v1/chat/completions"} 0.0' in page
+    assert 'wings_inter_chunk_seconds_count{route="/v1/chat/completions"} 0.0' in page
     for phase in AbortPhase:
         assert f'wings_client_aborts_total{{phase="{phase}"}} 0.0' in page
     for fault in UpstreamFault:
@@ -27,6 +27,16 @@ def test_closed_label_sets_exist_at_zero_from_the_start() -> None:
     for code in ErrorCode:
         assert f'wings_api_errors_total{{code="{code}"}} 0.0' in page
     assert {"wings_upstream_retries_total 0.0", "wings_requests_in_flight 0.0"} <= page
+
+
+def test_a_route_of_the_rest_appears_with_its_first_request() -> None:
+    metrics = RequestMetrics(["/v1/models", "/v1/embeddings"])
+    assert not any("/v1/models" in line for line in lines(metrics))
+    metrics.route("/v1/models").gap.observe(0.01)
+    page = lines(metrics)
+    assert 'wings_requests_total{code="200",route="/v1/models"} 0.0' in page
+    assert 'wings_inter_chunk_seconds_count{route="/v1/models"} 1.0' in page
+    assert not any("/v1/embeddings" in line for line in page)
 
 
 def test_a_request_is_counted_once_it_ended() -> None:
