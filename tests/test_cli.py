@@ -61,6 +61,41 @@ def test_a_script_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pyt
     assert capsys.readouterr().err == f"--out {tmp_path}/no/script.sh: cannot be written: No such file or directory\n"
 
 
+def test_a_full_disk_behind_standard_output_is_one_line() -> None:
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "wings_proxy", "render"],
+            env={**os.environ, **REFERENCE},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=30,
+            check=False,
+        )
+    assert (ended.returncode, ended.stderr) == (
+        1,
+        b"standard output: cannot be written: No space left on device\n",
+    )
+
+
+@pytest.mark.parametrize("package", ["yaml", "aiohttp"])
+def test_a_missing_package_is_one_line(tmp_path: Path, package: str) -> None:
+    (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError('No module named {package}')")
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parent.parent)])
+    ended = run("serve", PYTHONPATH=path, **REFERENCE)
+    line = f"wings-proxy: No module named {package}: install wings-infer with pip, which brings what it needs\n"
+    assert (ended.returncode, ended.stderr) == (1, line)
+
+
+def test_the_asyncio_loop_does_without_uvloop(tmp_path: Path) -> None:
+    (tmp_path / "uvloop.py").write_text("raise ModuleNotFoundError('No module named uvloop')")
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parent.parent)])
+    refused = {"WINGS_HOST": "127.0.0.1", "WINGS_PORT": "1", "WINGS_API_KEYS_FILE": str(tmp_path / "absent")}
+    for loop, complaint in (("uvloop", "No module named uvloop"), ("asyncio", "WINGS_API_KEYS_FILE")):
+        ended = run("serve", PYTHONPATH=path, WINGS_EVENT_LOOP=loop, **(REFERENCE | refused))
+        assert complaint in ended.stderr
+        assert len(ended.stderr.splitlines()) == 1
+
+
 def test_hostile_values_arrive_as_one_argument_each(tmp_path: Path) -> None:
     recorder = tmp_path / "python3"
     recorder.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:], ensure_ascii=True))\n")

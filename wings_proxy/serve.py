@@ -17,7 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-import uvloop
 from aiohttp import web
 
 from wings_proxy import __version__
@@ -58,12 +57,19 @@ def run_serve(config: Config, config_file: ConfigFile | None = None) -> int:
     """
     set_up_logging(form=config.log_format, level=config.log_level, access=config.access_log)
     engine_key = _engine_key(config)
-    factory = uvloop.new_event_loop if config.event_loop == "uvloop" else asyncio.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
+    with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
         try:
             return runner.run(serve(config, engine_key, config_file))
         except asyncio.CancelledError:
             return _EXIT_SECOND_SIGNAL
+
+
+def _loop_factory(config: Config) -> Callable[[], asyncio.AbstractEventLoop]:
+    if config.event_loop == "asyncio":
+        return asyncio.new_event_loop
+    import uvloop  # only here: WINGS_EVENT_LOOP=asyncio must do where it cannot be installed
+
+    return uvloop.new_event_loop
 
 
 async def serve(config: Config, engine_key: bytes | None, config_file: ConfigFile | None = None) -> int:

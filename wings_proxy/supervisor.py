@@ -198,7 +198,8 @@ class Supervisor:
                 if fact != self._complaint:
                     # Once for each cause, not once for each attempt.
                     self._complaint = fact
-                    _log.error("cannot publish the launch script: %s", detail, extra={"fields": {"reason": reason}})
+                    where = "cannot publish the launch script in SHARED_VOLUME_PATH, trying again: %s"
+                    _log.error(where, detail, extra={"fields": {"reason": reason}})
                 self._lifecycle.publish_failed(reason, detail)
                 return []
             case VolumeSample(status, alive):

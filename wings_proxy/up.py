@@ -59,8 +59,11 @@ async def up(environ: Mapping[str, str], *, ask: Sequence[str], once: bool) -> i
                 return EXIT_FAILED if once else 0
             with private_directory(places(environ)) as directory:
                 return await _Run(plan, directory, ask=ask, once=once).until(stop)
-        except (ModelError, OSError) as error:
+        except ModelError as error:
             say(str(error))
+            return EXIT_FAILED
+        except OSError as error:
+            say(f"{error.filename}: {error.strerror}" if error.filename else str(error))
             return EXIT_FAILED
 
 
@@ -118,6 +121,7 @@ class _Run:
         self._once = once
         self._url = base_url(plan.config)
         self._specs = {spec.name: spec for spec in containers(plan, directory)}
+        self._told = dict.fromkeys(self._specs, 0)  # how far into its log each one's last words were told
         self._pod = Pod(list(self._specs.values()))
         self._narrator = Narrator()
         self._ready = asyncio.Event()
@@ -165,8 +169,9 @@ class _Run:
     def _ended(self, ended: Ended) -> None:
         """Tell of a container that ended by itself, and give up on one that cannot live."""
         say(f"{ended.name} {exit_words(ended.code)}")
+        lines, self._told[ended.name] = last_lines(self._specs[ended.name].log, self._told[ended.name])
         if ended.code > 0:  # what a signal ended had no time for last words
-            for line in last_lines(self._specs[ended.name].log):
+            for line in lines:
                 say(line)
         self._narrator = Narrator()  # from here on the same news are news again
         if ended.name == SIDECAR and ended.code == _SIDECAR_EXIT_CONFIG:

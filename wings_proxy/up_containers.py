@@ -56,8 +56,9 @@ def _new_log(directory: Path, name: str, port: int) -> Path:
     return log
 
 
-def last_lines(log: Path) -> Sequence[str]:
-    """Return the end of a log, fit for a terminal."""
+def last_lines(log: Path, since: int = 0) -> tuple[Sequence[str], int]:
+    """Return the end of a log from byte `since` on, fit for a terminal, and how long the log is now."""
     with log.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-        return tail(file.read())
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(since if since <= end else 0, end - _TAIL_BYTES))  # a shorter log began anew
+        return tail(file.read(_TAIL_BYTES)), end
