@@ -6,6 +6,7 @@ from pathlib import Path
 
 from wings_proxy.config import SETTINGS
 from wings_proxy.lifecycle import TABLE, State
+from wings_proxy.setting_kinds import Text
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -16,7 +17,8 @@ def settings_table() -> str:
     for setting in SETTINGS:
         name = f"`{setting.env}`" if setting.env else "–"
         default = "required" if setting.required else f"`{setting.kind.to_text(setting.default)}`"
-        meaning = f"{setting.meaning} ({setting.kind.allowed})"
+        # Of a plain text there is nothing to say.
+        meaning = setting.meaning if type(setting.kind) is Text else f"{setting.meaning} ({setting.kind.allowed})"
         rows.append(f"| {name} | `{setting.yaml}` | {'–' if default == '``' else default} | {meaning} |")
     return "\n".join(rows)
 
