@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.bench.__main__ import exit_code
-from tests.bench.peers import NGINX
+from tests.bench.measure import load_metrics
+from tests.bench.peers import NGINX, MissingPeerError, find_envoy, find_nginx, variants
 from tests.bench.report import number, table, target_section, workload_section
 from tests.bench.results import IMPORTS, START, Metric, Results
 from tests.bench.targets import SUBJECT, TARGETS, Judgement, Target, Verdict, judge
+from tests.bench.tools import Load
 from tests.bench.workloads import WORKLOADS, Workload
 
 PEER = f"{NGINX}, features on"
@@ -163,3 +167,54 @@ def test_the_targets_end_with_the_count_of_bad_answers() -> None:
         "0",
         "beyond the limit",
     ]
+
+
+def test_a_peer_that_is_not_there_is_named_with_the_way_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(MissingPeerError, match="apt install nginx-light"):
+        find_nginx(str(tmp_path / "nginx"))
+    with pytest.raises(MissingPeerError, match="--envoy PATH"):
+        find_envoy(str(tmp_path / "envoy"))
+
+
+def test_every_proxy_but_the_naive_one_is_measured_with_features_and_without() -> None:
+    names = [variant.name for variant in variants(nginx="nginx", envoy="envoy", compare=())]
+    assert names == [
+        "wings-proxy, features on",
+        "nginx, features on",
+        "Envoy, features on",
+        "wings-proxy",
+        "nginx",
+        "Envoy",
+        "naive aiohttp",
+    ]
+
+
+LOAD = Load(
+    seconds=2.0,
+    answers=10,
+    events=1000,
+    failed=0,
+    cut=3,
+    reconnects=0,
+    cpu_seconds=0.05,
+    tool_cpu_seconds=1.0,
+    resident_bytes=32 * 1024 * 1024,
+    latency=None,
+    first_byte=None,
+    lag={"p50": 100.0, "p99": 900.0, "max": 1200.0},
+    first_failure="",
+)
+
+
+@pytest.mark.parametrize(("events", "cpu_us", "per_second"), [(100, 50.0, 500.0), (0, 5000.0, 5.0)])
+def test_cpu_time_is_shared_among_the_events_or_else_the_answers(events: int, cpu_us: float, per_second: float) -> None:
+    metrics = load_metrics(Workload(name="load", title="", connections=1, seconds=2, events=events), LOAD)
+    assert metrics[Metric.CPU_US] == pytest.approx(cpu_us)
+    assert metrics[Metric.PER_SECOND] == per_second
+    assert (metrics[Metric.TOOLS_SHARE], metrics[Metric.RESIDENT_MIB], metrics[Metric.LAG_P99_US]) == (0.5, 32, 900)
+    assert Metric.LATENCY_P50_US not in metrics
+
+
+def test_a_load_in_which_nothing_came_has_no_cpu_time_per_unit() -> None:
+    nothing: Load = {**LOAD, "events": 0, "answers": 0}
+    assert Metric.CPU_US not in load_metrics(Workload(name="load", title="", connections=1, seconds=2), nothing)
