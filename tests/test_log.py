@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from wings_proxy.log import set_up_logging
+from wings_proxy.log import _LineHandler, set_up_logging
 
 LOGGERS = ("wings_proxy", "wings_proxy.access", "aiohttp", "asyncio")
 log = logging.getLogger("wings_proxy.test")
@@ -124,3 +127,41 @@ def test_a_field_that_json_does_not_know_is_shown_as_text(capsys: pytest.Capture
     set_up_logging(form="json", level="info", access=True)
     log.info("x", extra={"fields": {"error": ValueError("why")}})
     assert json_lines(capsys)[0]["error"] == "why"
+
+
+async def test_access_lines_are_written_together_and_news_at_once_in_their_order(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    set_up_logging(form="plain", level="info", access=True)
+    access = logging.getLogger("wings_proxy.access")
+    access.info("first")
+    access.info("second")
+    assert capsys.readouterr().out == ""
+    logging.getLogger("wings_proxy.serve").warning("news")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines] == ["first", "second", "news"]
+
+
+async def test_access_lines_do_not_wait_longer_than_a_moment(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging(form="plain", level="info", access=True)
+    logging.getLogger("wings_proxy.access").info("alone")
+    out = ""
+    async with asyncio.timeout(5):
+        while not out:
+            await asyncio.sleep(0.01)
+            out = capsys.readouterr().out
+    assert out.endswith("alone\n")
+
+
+def test_a_reader_that_is_gone_costs_lines_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    set_up_logging(form="json", level="info", access=True)
+    logger = logging.getLogger("wings_proxy.serve")
+    logger.info("nobody reads this")
+    (handler,) = logging.getLogger("wings_proxy").handlers
+    assert isinstance(handler, _LineHandler)
+    assert handler.lost == 1
