@@ -851,6 +851,19 @@ async def test_a_client_that_never_reads_is_cut() -> None:
         assert rig.metrics.route(ROUTE).sent_bytes < 15_000_000
 
 
+async def test_a_client_that_is_refused_and_never_reads_is_not_answered_for_ever() -> None:
+    questions = 30_000  # their answers are 7 MB, more than the kernel holds for a client
+    async with proxy(flood, write_stall_seconds=0.2) as rig:
+        client = await rig.client(receive_buffer=4096)
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        client.writer.write(b"GET /v1/models HTTP/1.1\r\nHost: proxy\r\nExpect: x\r\n\r\n" * questions)
+        answered = rig.metrics.route(ROUTE).requests
+        while not rig.metrics.aborts[AbortPhase.STALL] and sum(answered.values()) < questions:
+            await asyncio.sleep(0)  # noqa: ASYNC110 - only the end of it all could be waited for
+        assert rig.metrics.aborts[AbortPhase.STALL] == 1
+        assert 0 < answered[417] < questions
+
+
 async def test_a_slow_client_gets_everything_in_the_end() -> None:
     async with proxy(flood) as rig:
         slow = await rig.client(receive_buffer=65536)

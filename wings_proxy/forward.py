@@ -147,6 +147,8 @@ class _Forwarding:
             ended = owner.clock()
             owner.metrics.count(exchange, ended)
             log_exchange(exchange, ended)
+        if self.client.writing_paused:
+            await self._let_read()
         return SentResponse(exchange.status, exchange.sent_bytes, keep_alive=self.client.keep_alive)
 
     def _check(self) -> None:
@@ -284,6 +286,21 @@ class _Forwarding:
             self.client.reset()
         else:
             relay.resume()
+
+    async def _let_read(self) -> None:
+        """Wait until a client whose buffer is full has read, before its next request is looked at.
+
+        Nobody waits while an error of ours is written: a client that asks and asks and never reads would have us keep
+        every answer.
+        """
+        try:
+            async with asyncio.timeout(self.owner.settings.write_stall_seconds):
+                await self.client.drain()
+        except TimeoutError:
+            self.owner.metrics.aborts[AbortPhase.STALL] += 1
+            self.client.reset()
+        except ConnectionError:
+            pass  # it left; what it was sent is counted
 
     def _may_repeat(self, relay: Relay, connection: Connection, body: bytes | None) -> bool:
         """Whether the request can be sent again without a risk that the engine runs it twice.
