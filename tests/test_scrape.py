@@ -20,7 +20,21 @@ def app() -> web.Application:
     return application
 
 
-@pytest.mark.parametrize("accept", ["", "*/*", "text/plain", "text/html", "nonsense"])
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "",
+        "*/*",
+        "text/plain",
+        "text/html",
+        "nonsense",
+        "application/openmetrics-text;version=newest",
+        "application/openmetrics-text; version=1.x",
+        f"text/plain;version={'1' * 5000}",
+        "application/openmetrics-text;version=1.0.0.<b>",
+        "text/plain;version=",
+    ],
+)
 async def test_the_classic_text_by_default(aiohttp_client: AiohttpClient, accept: str) -> None:
     client = await aiohttp_client(app())
     answer = await client.get("/metrics", headers={"Accept": accept})
