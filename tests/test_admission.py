@@ -10,9 +10,11 @@ from wings_proxy.api_errors import ErrorCode
 SETTINGS = ForwardSettings(engine_port=8000, max_body_bytes=100, max_inflight=2)
 
 
-def outcome(target: str = "/v1/x", *, in_flight: int = 0, **fields: bytes) -> tuple[int, str] | None:
+def outcome(
+    target: str = "/v1/x", *, method: str = "POST", http10: bool = False, in_flight: int = 0, **fields: bytes
+) -> tuple[int, str] | None:
     read = {name.replace("_", "-").encode(): value for name, value in fields.items()}
-    refusal = check(target, read, SETTINGS, in_flight=in_flight)
+    refusal = check(method, target, read, SETTINGS, http10=http10, in_flight=in_flight)
     return None if refusal is None else (refusal.status, refusal.code.value)
 
 
@@ -24,6 +26,12 @@ def test_a_path_passes_whatever_is_in_it(target: str) -> None:
 @pytest.mark.parametrize("target", ["*", "http://other/v1/models", "other:80", "", "/a b", "/a\tb", "/a\x00", "/a\x7f"])
 def test_any_other_target_does_not(target: str) -> None:
     assert outcome(target) == (400, "invalid_request")
+
+
+def test_methods_that_turn_a_proxy_against_its_engine() -> None:
+    assert outcome(method="TRACE") == outcome(method="CONNECT") == (405, "method_not_allowed")
+    for method in ("GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY"):
+        assert outcome(method=method) is None
 
 
 @pytest.mark.parametrize("upgrade", [b"websocket", b"WebSocket", b"h2c, websocket", b"tcp"])
@@ -46,6 +54,11 @@ def test_transfer_codings() -> None:
         assert outcome(transfer_encoding=coding) == (400, "invalid_request")
 
 
+def test_http_1_0_has_none() -> None:
+    assert outcome(http10=True) is None
+    assert outcome(http10=True, transfer_encoding=b"chunked") == (400, "invalid_request")
+
+
 def test_announced_lengths() -> None:
     assert outcome(content_length=b"100") is None
     assert outcome(content_length=b"101") == (413, "request_too_large")
@@ -54,7 +67,7 @@ def test_announced_lengths() -> None:
 def test_requests_in_flight() -> None:
     assert outcome(in_flight=1) is None
     assert outcome(in_flight=2) == (429, "overloaded")
-    assert check("/", {}, ForwardSettings(engine_port=8000), in_flight=10**6) is None
+    assert check("GET", "/", {}, ForwardSettings(engine_port=8000), http10=False, in_flight=10**6) is None
 
 
 def test_a_body_that_is_too_large_ends_the_connection() -> None:

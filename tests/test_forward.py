@@ -340,6 +340,28 @@ async def test_a_target_that_is_no_path_is_refused(target: bytes) -> None:
         assert rig.engine.connections == []
 
 
+@pytest.mark.parametrize(
+    ("refused", "code"),
+    [
+        (b"TRACE /v1/models HTTP/1.1\r\n\r\n", "method_not_allowed"),
+        (b"CONNECT /v1/models HTTP/1.1\r\n\r\n", "method_not_allowed"),
+        (
+            b"POST /v1/x HTTP/1.0\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            "invalid_request",
+        ),
+    ],
+)
+async def test_what_would_turn_us_against_the_engine_ends_the_connection(refused: bytes, code: str) -> None:
+    async with proxy(echo) as rig:
+        client = await rig.client()
+        await client.send(refused.replace(b"\r\n", b"\r\nHost: p\r\n", 1))
+        await client.get()
+        answer = await client.answer()
+        assert (code_of(answer), answer.one(b"Connection")) == (code, b"close")
+        assert await client.at_end()
+        assert rig.engine.connections == []
+
+
 async def test_another_transfer_coding_is_refused() -> None:
     async with proxy(echo) as rig:
         client = await rig.client()
@@ -858,8 +880,8 @@ async def test_a_client_that_is_refused_and_never_reads_is_not_answered_for_ever
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]
         client.writer.write(b"GET /v1/models HTTP/1.1\r\nHost: proxy\r\nExpect: x\r\n\r\n" * questions)
         answered = rig.metrics.route(ROUTE).requests
-        while not rig.metrics.aborts[AbortPhase.STALL] and sum(answered.values()) < questions:
-            await asyncio.sleep(0)  # noqa: ASYNC110 - only the end of it all could be waited for
+        while not rig.metrics.aborts[AbortPhase.STALL] and sum(answered.values()) < questions:  # noqa: ASYNC110
+            await asyncio.sleep(0)  # nothing tells of either end
         assert rig.metrics.aborts[AbortPhase.STALL] == 1
         assert 0 < answered[417] < questions
 

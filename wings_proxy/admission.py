@@ -10,6 +10,9 @@ from wings_proxy.api_errors import ApiError, ErrorCode
 from wings_proxy.http1 import connection_options
 
 _TARGET = re.compile(r"/[^\x00-\x20\x7f]*")
+# TRACE would show the client what we added for the engine, its key above all (RFC 9110 §9.3.8); CONNECT asks for a
+# tunnel, and what follows its head is not HTTP.
+_METHODS_REFUSED = frozenset({"TRACE", "CONNECT"})
 _UPGRADES_REFUSED = frozenset({b"websocket", b"tcp"})
 
 
@@ -38,12 +41,22 @@ def too_large(limit: int) -> ApiError:
     return ApiError(413, ErrorCode.REQUEST_TOO_LARGE, f"the request's body is longer than {limit} bytes", close=True)
 
 
-def check(target: str, fields: Mapping[bytes, bytes], settings: ForwardSettings, *, in_flight: int) -> ApiError | None:
+def check(
+    method: str,
+    target: str,
+    fields: Mapping[bytes, bytes],
+    settings: ForwardSettings,
+    *,
+    http10: bool,
+    in_flight: int,
+) -> ApiError | None:
     """Return the refusal of a request that must not be forwarded, or None.
 
-    *fields* are the values read from its head, by name in lower case (`headers.RequestFields.read`); *in_flight* counts
-    the requests admitted before it.
+    *fields* are the values read from its head, by name in lower case (`headers.RequestFields.read`); *http10* says
+    that the client speaks HTTP/1.0; *in_flight* counts the requests admitted before it.
     """
+    if method in _METHODS_REFUSED:
+        return ApiError(405, ErrorCode.METHOD_NOT_ALLOWED, "this method is not forwarded", close=True)
     if not _TARGET.fullmatch(target):
         return ApiError(400, ErrorCode.INVALID_REQUEST, "the request target is not a plain path")
     if (upgrade := fields.get(b"upgrade")) is not None and connection_options(upgrade) & _UPGRADES_REFUSED:
@@ -53,6 +66,9 @@ def check(target: str, fields: Mapping[bytes, bytes], settings: ForwardSettings,
         return ApiError(417, ErrorCode.EXPECTATION_FAILED, "the only expectation known is 100-continue")
     if (coding := fields.get(b"transfer-encoding")) is not None and coding.lower() != b"chunked":
         return ApiError(400, ErrorCode.INVALID_REQUEST, "the only transfer coding known is chunked", close=True)
+    if coding is not None and http10:
+        # RFC 9112 §6.1: its framing is faulty, somebody in front of us may see another end of this body.
+        return ApiError(400, ErrorCode.INVALID_REQUEST, "HTTP/1.0 has no transfer codings", close=True)
     if (length := fields.get(b"content-length")) is not None and int(length) > settings.max_body_bytes:
         return too_large(settings.max_body_bytes)
     if settings.max_inflight is not None and in_flight >= settings.max_inflight:

@@ -154,7 +154,14 @@ class _Forwarding:
     def _check(self) -> None:
         owner, request = self.owner, self.request
         refusal = owner.authorize(request.raw_headers) if owner.authorize is not None else None
-        refusal = refusal or check(request.raw_path, self.fields.read, owner.settings, in_flight=owner.inflight.count)
+        refusal = refusal or check(
+            request.method,
+            request.raw_path,
+            self.fields.read,
+            owner.settings,
+            http10=self.client.http10,
+            in_flight=owner.inflight.count,
+        )
         if refusal is not None:
             raise refusal
 
