@@ -181,6 +181,35 @@ async def test_what_is_not_ours_and_not_the_engines_is_not_found(fake_engine: St
             assert (await answer.json())["error"]["code"] == "method_not_allowed"
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET /v1/models?CANARY HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer CANARY\0\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer CANARY" + b"a" * 9000 + b"\r\n\r\n",
+        b'GET /livez HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 9\r\n\r\n"CANARY"',
+        b"GET http://[CANARY/ HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"CANARY\x1b[31m\r\n\r\n",
+    ],
+)
+async def test_what_is_not_http_is_neither_echoed_nor_logged(
+    fake_engine: StartEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture, sent: bytes
+) -> None:
+    caplog.set_level("DEBUG")
+    engine = await fake_engine()
+    async with sidecar(tmp_path, engine.port) as running:
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        writer.write(sent)
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+        assert b" 400 Bad Request\r\n" in head
+        assert b"Server: wings-infer" in head
+        assert json.loads(body)["error"]["code"] == "invalid_request"
+        assert b"CANARY" not in head + body
+    assert "not HTTP" in caplog.text
+    assert "CANARY" not in caplog.text
+    assert "Traceback" not in caplog.text
+
+
 def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
     import socket
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -15,6 +16,8 @@ from wings_proxy.forward import Forwarder
 from wings_proxy.routes import Audience, Routes
 from wings_proxy.scrape import add_metrics_route
 from wings_proxy.status import Status
+
+_log = logging.getLogger(__name__)
 
 _SERVER: Final = "wings-infer"
 
@@ -63,6 +66,50 @@ def make_dispatcher(routes: Routes, forwarder: Forwarder, own: Handler) -> Handl
         return error_response(ApiError(404, ErrorCode.NOT_FOUND, f"Not found: {route.reason}."))
 
     return dispatch
+
+
+class Runner(web.AppRunner):
+    """Runs the application on connections that answer what is not HTTP in our shape."""
+
+    async def _make_server(self) -> web.Server:
+        made = await super()._make_server()
+        return _Server(
+            made.request_handler,
+            request_factory=made.request_factory,
+            handler_cancellation=made.handler_cancellation,
+            loop=made._loop,
+            **made._kwargs,
+        )
+
+
+class _Server(web.Server):
+    def __call__(self) -> web.RequestHandler:
+        return _ClientConnection(self, loop=self._loop, **self._kwargs)
+
+
+class _ClientConnection(web.RequestHandler):
+    """Answers and logs what cannot be read as HTTP without a byte of it.
+
+    aiohttp's own way quotes the offending line, which may hold a key or a prompt, to the client and, with a traceback,
+    to the log: strangers could fill it with what they like. It also names its version and Python's.
+    """
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Return the answer to a request that is not HTTP (400), or that a handler of ours failed on."""
+        if status != 400:
+            super().handle_error(request, status, exc, message)  # logs
+            return error_response(ApiError(500, ErrorCode.INTERNAL_ERROR, "the proxy failed", close=True))
+        _log.debug("not HTTP: %s", type(exc).__name__)
+        refusal = "the request is not HTTP/1.1, or its head is too long or ambiguous"
+        return error_response(ApiError(400, ErrorCode.INVALID_REQUEST, refusal, close=True))
 
 
 def error_response(error: ApiError) -> web.Response:

@@ -23,7 +23,7 @@ from aiohttp import web
 from wings_proxy import __version__
 from wings_proxy.admission import ForwardSettings
 from wings_proxy.api_keys import ApiKeys, ApiKeysError, parse_keys
-from wings_proxy.app import make_app, make_dispatcher
+from wings_proxy.app import Runner, make_app, make_dispatcher
 from wings_proxy.config import Config
 from wings_proxy.config_drift import ConfigFile
 from wings_proxy.config_load import ConfigError
@@ -144,7 +144,7 @@ async def serve(config: Config, engine_key: bytes | None, config_file: ConfigFil
     )
     app = make_app(engine=engine, status=status, registry=metrics.registry)
     _handle_signals(loop, _Stop(supervisor, forwarder))
-    runner = web.AppRunner(
+    runner = Runner(
         app,
         handle_signals=False,
         handler_cancellation=True,
