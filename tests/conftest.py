@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 from collections.abc import AsyncIterator, Callable, Mapping
 
 import hypothesis
@@ -20,7 +21,8 @@ __all__ = ["fake_engine"]
 asyncio.set_event_loop(None)
 
 # How long one example takes says something about the machine, not about the code.
-hypothesis.settings.register_profile("wings", deadline=None)
+# In CI the same examples each time: what is found by chance is for whoever works on it, and for soak runs.
+hypothesis.settings.register_profile("wings", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("wings")
 
 

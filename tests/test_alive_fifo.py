@@ -51,7 +51,7 @@ def identity(path: Path) -> FileIdentity:
 async def test_held_open_rung_and_let_go(path: Path) -> None:
     os.mkfifo(path)
     script = os.open(path, os.O_RDWR | os.O_NONBLOCK)
-    fifo = AliveFifo(path)
+    fifo = AliveFifo(path, asyncio.Event())
     assert fifo.follow(identity(path)) is True
     os.write(script, b".")
     await fifo.rung(60)
@@ -65,7 +65,7 @@ async def test_held_open_rung_and_let_go(path: Path) -> None:
 
 
 async def test_a_bell_rung_before_we_listen_is_heard(path: Path, script: int) -> None:
-    fifo = AliveFifo(path)
+    fifo = AliveFifo(path, asyncio.Event())
     fifo.follow(identity(path))
     os.write(script, b"...")
     await fifo.rung(60)
@@ -73,7 +73,7 @@ async def test_a_bell_rung_before_we_listen_is_heard(path: Path, script: int) ->
 
 
 async def test_silence_ends_with_the_time(path: Path, script: int) -> None:
-    fifo = AliveFifo(path)
+    fifo = AliveFifo(path, asyncio.Event())
     await fifo.rung(0.001)
     fifo.follow(identity(path))
     await fifo.rung(0.001)
@@ -82,7 +82,7 @@ async def test_silence_ends_with_the_time(path: Path, script: int) -> None:
 
 async def test_an_ended_fifo_keeps_nobody_awake(path: Path) -> None:
     os.mkfifo(path)
-    fifo = AliveFifo(path)
+    fifo = AliveFifo(path, asyncio.Event())
     assert fifo.follow(identity(path)) is False
     ringing = asyncio.ensure_future(fifo.rung(60))
     for _ in range(10):
@@ -95,7 +95,7 @@ async def test_an_ended_fifo_keeps_nobody_awake(path: Path) -> None:
 
 
 async def test_a_new_fifo_at_the_path_is_changed_over_to(path: Path, script: int) -> None:
-    fifo = AliveFifo(path)
+    fifo = AliveFifo(path, asyncio.Event())
     assert fifo.follow(identity(path)) is True
     turn_into(path, "fifo")
     assert fifo.follow(identity(path)) is False
@@ -106,7 +106,7 @@ async def test_a_new_fifo_at_the_path_is_changed_over_to(path: Path, script: int
 
 
 async def test_with_no_fifo_there_is_no_answer(path: Path, script: int) -> None:
-    fifo = AliveFifo(path)
+    fifo = AliveFifo(path, asyncio.Event())
     assert fifo.follow((1, 2)) is True  # what lies there now counts
     assert fifo.follow(None) is None
     assert fifo.follow(identity(path)) is True
@@ -117,7 +117,7 @@ async def test_with_no_fifo_there_is_no_answer(path: Path, script: int) -> None:
 @pytest.mark.parametrize("kind", ["file", "link"])
 async def test_what_is_no_fifo_when_it_is_opened_gives_no_answer(path: Path, kind: str) -> None:
     turn_into(path, kind)
-    fifo = AliveFifo(path)
+    fifo = AliveFifo(path, asyncio.Event())
     assert fifo.follow((1, 2)) is None
     assert fifo.identity is None
 
@@ -127,14 +127,14 @@ async def test_a_fifo_that_never_runs_dry_is_not_read_for_ever(
 ) -> None:
     monkeypatch.setattr("wings_proxy.alive_fifo._READ_BYTES", 10)
     os.write(script, bytes(100))
-    fifo = AliveFifo(path)
+    fifo = AliveFifo(path, asyncio.Event())
     assert fifo.follow(identity(path)) is True
     assert len(os.read(script, 1000)) == 100 - 4 * 10
     fifo.close()
 
 
 async def test_closing_twice_is_fine(path: Path, script: int) -> None:
-    fifo = AliveFifo(path)
+    fifo = AliveFifo(path, asyncio.Event())
     fifo.follow(identity(path))
     fifo.close()
     fifo.close()

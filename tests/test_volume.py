@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import json
 import os
 import socket
@@ -524,8 +525,26 @@ async def test_runs_that_change_quickly_never_look_dead_before_they_are(volume: 
         assert before is not None
         before.dies()
         await watched.until(status(runs[-1]), alive=False)
-    # Each run's successor has its FIFO in place before it dies: nobody ever sees an end of file.
-    assert [sample for sample in samples if sample.alive is False] == []
+    # Each run's successor has its FIFO in place before it dies: nobody ever sees an end of file. That a run is over is
+    # known from its successor's status alone, and told just before it.
+    for sample, following in itertools.pairwise([*samples, VolumeSample(status(runs[-1]), alive=True)]):
+        if sample.alive is False:
+            assert sample.status is not None
+            assert following.status is not None
+            assert runs.index(sample.status.run) < runs.index(following.status.run)
+
+
+async def test_a_container_that_starts_again_faster_than_we_look_has_ended_all_the_same(volume: Volume) -> None:
+    script = FakeScript(volume)
+    script.says(Phase.RUNNING)
+    async with watching(volume, poll_seconds=0.02) as watched:
+        await watched.until(RUNNING, alive=True)
+        # Without a pause for the loop: one look finds the next run, and nobody saw the end of the last.
+        script.dies()
+        following = FakeScript(volume, NEXT_RUN)
+        following.says(Phase.RUNNING)
+        assert await watched.until(status(NEXT_RUN), alive=True) == [VolumeSample(RUNNING, alive=False)]
+        following.dies()
 
 
 async def test_a_dead_runs_fifo_says_nothing_about_the_next_run(volume: Volume) -> None:

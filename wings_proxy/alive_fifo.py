@@ -23,12 +23,13 @@ _READS: Final = 4
 class AliveFifo:
     """The newest ``engine.alive``, kept open: while it is, no other file can get its identity."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, ring: asyncio.Event) -> None:
+        """`ring` is set when there is news; whoever looks clears it first."""
         self.identity: FileIdentity | None = None
         self.ended = False
         self._path: Final = path
         self._descriptor: int | None = None
-        self._ring: Final = asyncio.Event()
+        self._ring: Final = ring
 
     def follow(self, identity: FileIdentity | None) -> bool | None:
         """Change over to the FIFO at the path if it is another one; say whether somebody holds it open."""
@@ -42,8 +43,7 @@ class AliveFifo:
         return not self.ended
 
     async def rung(self, seconds: float) -> None:
-        """Wait until the FIFO has news, at most ``seconds``."""
-        self._ring.clear()
+        """Wait until there is news, at most ``seconds``."""
         if self._descriptor is not None and not self.ended:
             asyncio.get_running_loop().add_reader(self._descriptor, self._on_readable, self._descriptor)
         with suppress(TimeoutError):

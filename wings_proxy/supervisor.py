@@ -111,6 +111,7 @@ class Supervisor:
         self._lifecycle = Lifecycle(rules, clock())
         self._facts: asyncio.Queue[Fact] = asyncio.Queue()
         self._sampled = asyncio.Event()
+        self._look = asyncio.Event()
         self._leaving = self._awaiting_idle = self._drift_told = False
         self._complaint: PublishFailed | None = None
         self._failure_told: Failure | None = None
@@ -137,7 +138,7 @@ class Supervisor:
         async with asyncio.TaskGroup() as group:
             children = [
                 group.create_task(self._publish(), name="publisher"),
-                group.create_task(watch(self._volume, self._facts.put_nowait), name="volume watch"),
+                group.create_task(watch(self._volume, self._facts.put_nowait, ring=self._look), name="volume watch"),
                 group.create_task(self._probe(), name="prober"),
                 group.create_task(self._tail(), name="log tail"),
             ]
@@ -186,6 +187,8 @@ class Supervisor:
             return
         if status is not None and status.run != self.snapshot.run:
             await self._perform(self._learn(VolumeSample(status, alive=None), now))
+            # The watch has not seen it yet, and from here on an end of it must be noticed.
+            self._look.set()
 
     def _learn(self, fact: Fact, now: float) -> list[Transition | Effect]:
         match fact:

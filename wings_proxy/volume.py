@@ -172,18 +172,26 @@ class VolumeSample:
     alive: bool | None
 
 
-async def watch(volume: Volume, emit: Callable[[VolumeSample], None], *, poll_seconds: float = 0.5) -> None:
+async def watch(
+    volume: Volume,
+    emit: Callable[[VolumeSample], None],
+    *,
+    ring: asyncio.Event | None = None,
+    poll_seconds: float = 0.5,
+) -> None:
     """Call ``emit`` with a first sample at once, then with every sample that differs; runs until cancelled.
 
     The FIFO wakes us: its end of file means that the script is gone, a byte in it that the status was replaced.
-    Polling finds what cannot ring: a new FIFO, a volume that comes or goes.
+    Polling finds what cannot ring: a new FIFO, a volume that comes or goes. Who knows of news sets ``ring``.
     """
     loop = asyncio.get_running_loop()
-    fifo = AliveFifo(volume.path / ALIVE_NAME)
+    ring = ring or asyncio.Event()
+    fifo = AliveFifo(volume.path / ALIVE_NAME, ring)
     last: VolumeSample | None = None
     gone: str | None = None
     try:
         while True:
+            ring.clear()
             looked_at = loop.time()
             status, alive = await _look(volume, fifo)
             if status is None:
@@ -192,6 +200,9 @@ async def watch(volume: Volume, emit: Callable[[VolumeSample], None], *, poll_se
                 gone = status.run
             elif status.run == gone:
                 alive = False
+            if last is not None and last.alive and last.status and status and last.status.run != status.run:
+                # A container that started again faster than we look: the run that held the last FIFO open is over.
+                emit(VolumeSample(last.status, alive=False))
             sample = VolumeSample(status, alive)
             if sample != last:
                 emit(sample)
