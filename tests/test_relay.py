@@ -521,6 +521,19 @@ def test_a_head_that_ends_in_time_disarms_it() -> None:
     assert rig.loop.armed == 0
 
 
+def test_so_does_an_interim_one() -> None:
+    rig = Rig()
+    rig.feed(b"HTTP/1.1 103 Early")
+    rig.feed(b" Hints\r\n\r\n")
+    rig.loop.advance(HEAD_SECONDS + 1)
+    assert not rig.relay.done
+    rig.feed(b"HTTP/1.1 200")
+    rig.loop.advance(HEAD_SECONDS - 1)
+    assert not rig.relay.done
+    rig.loop.advance(2)
+    assert rig.fault is UpstreamFault.FIRST_BYTE_TIMEOUT
+
+
 def test_the_first_byte_is_waited_for_from_the_requests_last() -> None:
     rig = Rig(first_byte_timeout_seconds=10.0)
     rig.loop.advance(8.0)

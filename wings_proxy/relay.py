@@ -201,8 +201,11 @@ class Relay:
             self._interim += 1
             if self._interim > MAX_INTERIM_RESPONSES:
                 raise ProtocolError(f"more than {MAX_INTERIM_RESPONSES} interim responses")
-        if self._held and self._timer is None:
-            self._timer = self._loop.call_later(HEAD_SECONDS, self._late)
+        if self._settings.first_byte_timeout_seconds is None:
+            if not self._held:
+                self.close()  # what had begun was an interim answer, and the engine may think on
+            elif self._timer is None:
+                self._timer = self._loop.call_later(HEAD_SECONDS, self._late)
         return b""
 
     def _begin(self, head: ResponseHead, rest: bytes) -> bytes:
