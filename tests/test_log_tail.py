@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+from collections import Counter
 from pathlib import Path
+from typing import cast
 
 from wings_proxy.engines import ENGINES
+from wings_proxy.engines.base import LoadPhase
 from wings_proxy.lifecycle import Progress
 from wings_proxy.log_tail import LogAdvanced, LogFile, tail_load_phases
 
@@ -92,6 +96,35 @@ async def test_reports_phases_while_loading_and_starts_anew_with_each_run(tmp_pa
         epoch = 2
         assert await reports.get() == LogAdvanced(2, Progress("weights"))
         tail.cancel()
+
+
+async def test_a_flood_of_short_lines_lets_others_run(tmp_path: Path) -> None:
+    path = tmp_path / "engine.log"
+    path.write_bytes(b"a\n" * 5000)
+    seen: Counter[int] = Counter()
+    passes = 0
+
+    class Recorder:
+        def match(self, _line: str) -> None:
+            seen[passes] += 1
+
+    done = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        tail = group.create_task(
+            tail_load_phases(
+                path,
+                [LoadPhase("weights", cast("re.Pattern[str]", Recorder()))],
+                epoch=lambda: 1,
+                loading=lambda: True,
+                emit=lambda _: done.set(),
+            )
+        )
+        while not done.is_set():
+            passes += 1
+            await asyncio.sleep(0)
+        tail.cancel()
+    assert sum(seen.values()) == 5000
+    assert max(seen.values()) <= 500
 
 
 async def test_after_the_load_the_log_is_let_go(tmp_path: Path) -> None:

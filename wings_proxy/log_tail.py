@@ -21,6 +21,8 @@ from wings_proxy.lifecycle import Progress
 
 # The end of a long log is enough: what counts is what the engine does now.
 _WINDOW_BYTES: Final = 256 * 1024
+# A window of two-byte lines has 131 072: a third of a second in which no stream would move.
+_LINES_AT_ONCE: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +111,12 @@ async def tail_load_phases(
                     seen_epoch, splitter, progress = now, LineSplitter(), LoadProgress(phases)
                 data = await log.read()
                 if data:
-                    shown = [step for line in splitter.feed(data) if (step := progress.see(line)) is not None]
-                    emit(LogAdvanced(now, shown[-1] if shown else None))
+                    shown = None
+                    for number, line in enumerate(splitter.feed(data), 1):
+                        shown = progress.see(line) or shown
+                        if number % _LINES_AT_ONCE == 0:
+                            await asyncio.sleep(0)
+                    emit(LogAdvanced(now, shown))
             else:
                 # The script replaces a log that is full: held open, the old one would go on filling the volume.
                 await log.close()
