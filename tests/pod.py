@@ -73,9 +73,9 @@ class Pod:
         self.volume.mkdir()
         self.volume.chmod(0o777)
         self.port, self.engine_port = listener_port(), listener_port()
-        shims = self.directory / "bin"
-        shims.mkdir()
-        write_shims(shims)
+        self._programs = self.directory / "bin"
+        self._programs.mkdir()
+        write_shims(self._programs)
         system = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/nonexistent"}
         self.sidecar = Container(
             "sidecar",
@@ -101,7 +101,7 @@ class Pod:
         self.engine = Container(
             "engine",
             ["sh", "-c", engine_stub(str(self.volume / SCRIPT_NAME))],
-            system | {"PATH": f"{shims}:{system['PATH']}"},
+            system | {"PATH": f"{self._programs}:{system['PATH']}"},
             self.directory,
         )
         self.set_engine(**(engine or {}))
@@ -110,6 +110,12 @@ class Pod:
     def set_engine(self, **switches: object) -> None:
         """Set the fake engine's switches, for its next start."""
         self.engine.environ["FAKE_ENGINE"] = json.dumps(switches)
+
+    def add_program(self, name: str, script: str) -> None:
+        """Put a program first on the PATH of the engine's container."""
+        program = self._programs / name
+        program.write_text(script)
+        program.chmod(0o755)
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import enum
 import json
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
 
@@ -29,10 +31,26 @@ class Answer:
     detail: str = ""
 
 
-async def stream(session: aiohttp.ClientSession, url: str, tokens: int) -> Answer:
+@dataclass(frozen=True, slots=True)
+class Numbering:
+    """How an engine numbers the tokens of an answer, from 0: what makes it, and which numbers an event carries."""
+
+    asked: Mapping[str, object]
+    numbers: Callable[[dict[str, Any]], Iterable[int]]
+
+
+def _said(event: dict[str, Any]) -> Iterable[int]:
+    return [int(word) for choice in event["choices"] for word in choice["delta"].get("content", "").split()]
+
+
+# The fake engine's text is its tokens' numbers.
+FAKE = Numbering(asked={}, numbers=_said)
+
+
+async def stream(session: aiohttp.ClientSession, url: str, tokens: int, numbering: Numbering = FAKE) -> Answer:
     """Ask for a stream of `tokens` numbered tokens; judge what comes."""
-    body = {"messages": [{"role": "user", "content": "count"}], "stream": True, "max_tokens": tokens}
-    seen: list[str] = []
+    body = {"messages": [{"role": "user", "content": "count"}], "stream": True, "max_tokens": tokens, **numbering.asked}
+    seen: list[int] = []
     finish, done, begun = None, False, False
     try:
         async with session.post(url + CHAT, json=body) as response:
@@ -53,11 +71,11 @@ async def stream(session: aiohttp.ClientSession, url: str, tokens: int) -> Answe
                     return Answer(Verdict.FAILED, len(seen), str(event["error"])[:200])
                 for choice in event["choices"]:
                     finish = choice.get("finish_reason") or finish
-                    seen += choice["delta"].get("content", "").split()
+                seen += numbering.numbers(event)
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         refused = isinstance(error, aiohttp.ClientConnectorError) and not begun
         verdict = Verdict.REFUSED if refused else Verdict.TRUNCATED
         return Answer(verdict, len(seen), f"{type(error).__name__}: {error}")
-    if seen == [str(number) for number in range(tokens)] and finish == "length" and done:
+    if seen == list(range(tokens)) and finish == "length" and done:
         return Answer(Verdict.WHOLE, len(seen))
     return Answer(Verdict.TRUNCATED, len(seen), f"finish {finish}, done {done}, last {seen[-1:]}")
