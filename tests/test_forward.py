@@ -792,7 +792,8 @@ async def test_a_client_that_leaves_while_the_engine_does_not_read(announced: by
         filling.cancel()
         await asyncio.wait({filling})
         client.reset()
-        async with asyncio.timeout(0.1):
+        # It takes 50 ms and a bit; on a busy machine the bit is anything.
+        async with asyncio.timeout(2):
             await rig.inflight.drained()
         look.set()
         await left_within(0.5, gone)
