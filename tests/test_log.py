@@ -153,6 +153,13 @@ async def test_access_lines_do_not_wait_longer_than_a_moment(capsys: pytest.Capt
     assert out.endswith("alone\n")
 
 
+def test_with_nothing_kept_nothing_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging(form="plain", level="info", access=True)
+    (handler,) = logging.getLogger("wings_proxy").handlers
+    handler.flush()
+    assert capsys.readouterr().out == ""
+
+
 def test_a_reader_that_is_gone_costs_lines_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     class Gone(io.StringIO):
         def write(self, text: str) -> int:
