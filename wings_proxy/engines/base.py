@@ -75,13 +75,16 @@ OPENAI_PATHS = frozenset(
 )
 
 
-def with_user_flags(ours: list[tuple[str, ...]], extra: tuple[str, ...], fixed: frozenset[str]) -> tuple[str, ...]:
+# What the sidecar must know to find the engine; all engines call them the same.
+_FIXED_FLAGS = frozenset({"--host", "--port"})
+
+
+def with_user_flags(ours: list[tuple[str, ...]], extra: tuple[str, ...]) -> tuple[str, ...]:
     """Return our flags, each `(flag, value…)`, without those the user's `extra` arguments set, then `extra`.
 
-    The user's flag wins; of the flags in `fixed` (host and port, which the sidecar must know) ours come last, since
-    every engine takes the last of two.
+    The user's flag wins; of host and port ours come last, since every engine takes the last of two.
     """
     given = {argument.split("=", 1)[0].replace("_", "-") for argument in extra if argument.startswith("-")}
     first = [word for flag in ours if flag[0] not in given for word in flag]
-    last = [word for flag in ours if flag[0] in given and flag[0] in fixed for word in flag]
+    last = [word for flag in ours if flag[0] in given and flag[0] in _FIXED_FLAGS for word in flag]
     return (*first, *extra, *last)

@@ -19,7 +19,7 @@ def argv(config: Config) -> tuple[str, ...]:
         ("--metrics",),
         ("--alias", config.served_model_name or config.model_name),
     ]
-    arguments = with_user_flags(flags, config.engine_extra_args, frozenset({"--host", "--port"}))
+    arguments = with_user_flags(flags, config.engine_extra_args)
     return ("llama-server", *arguments)
 
 

@@ -22,7 +22,7 @@ def argv(config: Config) -> tuple[str, ...]:
     flags += [("--max-running-requests", str(config.max_num_seqs)), ("--enable-metrics",)]
     if config.served_model_name:
         flags.append(("--served-model-name", config.served_model_name))
-    arguments = with_user_flags(flags, config.engine_extra_args, frozenset({"--host", "--port"}))
+    arguments = with_user_flags(flags, config.engine_extra_args)
     return ("python3", "-m", "sglang.launch_server", *arguments)
 
 

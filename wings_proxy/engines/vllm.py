@@ -26,7 +26,7 @@ def argv(config: Config) -> tuple[str, ...]:
     flags.append(("--max-num-seqs", str(config.max_num_seqs)))
     if config.served_model_name:
         flags.append(("--served-model-name", config.served_model_name))
-    arguments = with_user_flags(flags, config.engine_extra_args, frozenset({"--host", "--port"}))
+    arguments = with_user_flags(flags, config.engine_extra_args)
     return ("python3", "-m", "vllm.entrypoints.openai.api_server", *arguments)
 
 
