@@ -16,8 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wings_proxy.engine_status import EngineStatus, parse_status
-from wings_proxy.launch import LaunchSpec, render
+from tests.processes import marked
+from wings_proxy.handover.engine_status import EngineStatus, parse_status
+from wings_proxy.handover.launch import LaunchSpec, render
 
 ALL_SHELLS = {
     "dash": ("dash",),
@@ -111,7 +112,7 @@ class Container:
         return process
 
     @staticmethod
-    def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    def until(condition: Callable[[], object], seconds: float = 40.0) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, "it did not come to pass in time"
@@ -119,15 +120,7 @@ class Container:
 
     def left_behind(self) -> list[int]:
         """Processes of this container that are still there."""
-        mark = f"WINGS_TEST_ROOT={self.root}".encode()
-        found = []
-        for entry in Path("/proc").iterdir():
-            try:
-                if entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-        return found
+        return marked(f"WINGS_TEST_ROOT={self.root}")
 
     def clear(self) -> None:
         for process in self.processes:

@@ -16,9 +16,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.processes import command_line, marked
+
 _MARK = "POD_CONTAINER"
 # A shell's `sleep` outlives the subshell that waited for it. With process number 1 the kernel ends it; here it may.
-_STRAGGLER_LOOKS = 40
+_STRAGGLER_LOOKS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ class Container:
     async def terminate(self, grace: float = 30.0) -> int:
         """What deletion of the pod does: SIGTERM, no restart, SIGKILL after the grace period. Returns the exit code."""
         self._stopping.set()
-        await self.until(lambda: self.pid is not None or self._task is None or self._task.done(), 5.0)
+        await self.until(lambda: self.pid is not None or self._task is None or self._task.done(), 30.0)
         ends = len(self.exits)
         if self.signal(signal.SIGTERM):
             asyncio.get_running_loop().call_later(grace, self._out_of_grace, self.pid)
@@ -123,14 +125,7 @@ class Container:
 
     def processes(self) -> list[int]:
         """Every living process of this container."""
-        mark = f"{_MARK}={self._mark}".encode()
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                with suppress(OSError):
-                    if mark in (entry / "environ").read_bytes().split(b"\0"):
-                        found.append(int(entry.name))
-        return found
+        return marked(f"{_MARK}={self._mark}")
 
     async def _run(self) -> None:
         while not self._stopping.is_set():
@@ -160,7 +155,7 @@ class Container:
             if not self.processes():
                 return
             await asyncio.sleep(0.05)
-        self.orphans += [_command_line(pid) for pid in self.processes()]
+        self.orphans += [command_line(pid) or f"process {pid}, gone meanwhile" for pid in self.processes()]
 
     async def _end(self) -> None:
         task = self._task
@@ -176,10 +171,3 @@ class Container:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.002)
-
-
-def _command_line(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-    except OSError:
-        return f"process {pid}, gone meanwhile"

@@ -12,8 +12,8 @@ import pytest
 
 from tests.pod import ROOT, Pod
 from tests.stream_client import Numbering
-from wings_proxy.default_model import DEFAULT_MODEL, ensure_model
-from wings_proxy.up_plan import LLAMA_SERVER, llama_shim
+from wings_proxy.local.default_model import DEFAULT_MODEL, ensure_model
+from wings_proxy.local.plan import LLAMA_SERVER, llama_shim
 
 SLOTS = 4
 

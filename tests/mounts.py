@@ -17,10 +17,10 @@ def as_root(*command: str) -> None:
     prefix = [] if os.geteuid() == 0 else ["sudo", "-n"]
     if prefix and (
         shutil.which("sudo") is None
-        or subprocess.run([*prefix, "true"], capture_output=True, timeout=20).returncode != 0
+        or subprocess.run([*prefix, "true"], capture_output=True, timeout=100).returncode != 0
     ):
         pytest.skip("needs root to mount a file system")
-    done = subprocess.run([*prefix, *command], capture_output=True, text=True, timeout=20)
+    done = subprocess.run([*prefix, *command], capture_output=True, text=True, timeout=100)
     if done.returncode != 0:
         pytest.skip(f"{' '.join(command)}: {done.stderr.strip()}")
 

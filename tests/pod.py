@@ -10,10 +10,8 @@ import asyncio
 import contextlib
 import json
 import os
-import random
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -28,26 +26,14 @@ import aiohttp
 
 from tests.fake_engine import write_shims
 from tests.kubelet import Container
-from wings_proxy.engine_status import EngineStatus, parse_status
-from wings_proxy.launch import engine_stub
-from wings_proxy.volume import SCRIPT_NAME, STATUS_NAME
+from tests.ports import free_port
+from wings_proxy.handover.engine_status import EngineStatus, parse_status
+from wings_proxy.handover.launch import engine_stub
+from wings_proxy.handover.volume import SCRIPT_NAME, STATUS_NAME
 
 ROOT = Path(__file__).parent.parent
 # A file system in memory, as the pod's volume is.
 _MEMORY = Path("/dev/shm")
-
-
-def listener_port() -> int:
-    """Return a port to listen on, outside the range the kernel takes for clients: those come and go by the hundred."""
-    low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    while True:
-        port = random.randrange(low - 12_000, low)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +58,7 @@ class Pod:
         self.volume = self.directory / "volume"
         self.volume.mkdir()
         self.volume.chmod(0o777)
-        self.port, self.engine_port = listener_port(), listener_port()
+        self.port, self.engine_port = free_port(), free_port()
         self._programs = self.directory / "bin"
         self._programs.mkdir()
         write_shims(self._programs)
@@ -119,7 +105,7 @@ class Pod:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(force_close=True), timeout=aiohttp.ClientTimeout(total=2)
+            connector=aiohttp.TCPConnector(force_close=True), timeout=aiohttp.ClientTimeout(total=10)
         )
         return self
 
@@ -139,7 +125,7 @@ class Pod:
     async def start(self) -> None:
         """Start both containers, the engine's when the script is there: its shell looks only once a second."""
         self.sidecar.start()
-        await self.sidecar.until((self.volume / SCRIPT_NAME).exists, 10)
+        await self.sidecar.until((self.volume / SCRIPT_NAME).exists, 40)
         self.engine.start()
 
     def kill_both(self) -> None:
@@ -169,7 +155,7 @@ class Pod:
         _, body = await self.get("/health")
         return json.loads(body) if body else {}
 
-    async def until(self, condition: Callable[[dict[str, Any]], object], seconds: float = 20.0) -> dict[str, Any]:
+    async def until(self, condition: Callable[[dict[str, Any]], object], seconds: float = 50.0) -> dict[str, Any]:
         """Wait until /health is as wanted; return it."""
         deadline = time.monotonic() + seconds
         while not condition(health := await self.health()):
@@ -177,9 +163,21 @@ class Pod:
             await asyncio.sleep(0.02)
         return health
 
-    async def until_state(self, *states: str, seconds: float = 20.0) -> dict[str, Any]:
-        """Wait until /health names one of these states; return its body."""
-        return await self.until(lambda health: health.get("state") in states, seconds)
+    async def until_state(self, *states: str, seconds: float = 50.0) -> dict[str, Any]:
+        """Wait until /health names one of these states, and our log has told of it; return the body.
+
+        The log is written beside the event loop, a moment later; a state that has passed meanwhile is not waited for.
+        """
+        health = await self.until(lambda health: health.get("state") in states, seconds)
+        await self.told(str(health["state"]))
+        return health
+
+    async def told(self, state: str) -> None:
+        """Wait until the log's last word is this state, or it has been another's for a while."""
+        for _ in range(300):
+            if state == "waiting" or self.path[-1:] == [state]:
+                return
+            await asyncio.sleep(0.01)
 
     @property
     def leader(self) -> int | None:

@@ -15,10 +15,12 @@ from typing import Any
 import aiohttp
 
 from tests.ports import free_port
-from wings_proxy.config_load import load_config
+from wings_proxy.config.load import resolve
 from wings_proxy.serve import serve
 
 RUN = "00000000-0000-4000-8000-000000000001"
+HANG_SECONDS = 40.0
+"""Nothing takes that long on any machine: it does not come at all."""
 
 
 @dataclass
@@ -38,12 +40,16 @@ class Sidecar:
 
     async def health(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """Return the body of /health once it is as wanted."""
-        async with asyncio.timeout(5):
-            while True:
-                _, body = await self.get("/health")
-                if wanted(body):
-                    return dict(body)
-                await asyncio.sleep(0.01)
+        body: Any = None
+        try:
+            async with asyncio.timeout(HANG_SECONDS):
+                while True:
+                    _, body = await self.get("/health")
+                    if wanted(body):
+                        return dict(body)
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            raise AssertionError(f"not in {HANG_SECONDS:g} s: {body}") from None
 
     def status(self, phase: str, *, asked: bool = False, code: int | None = None, run: str = RUN) -> None:
         """Write engine.status as the launch script does."""
@@ -57,7 +63,7 @@ class Sidecar:
 @asynccontextmanager
 async def sidecar(volume: Path, engine_port: int, **environ: str) -> AsyncIterator[Sidecar]:
     port = free_port()
-    config = load_config(
+    resolved = resolve(
         {
             "MODEL_PATH": "/models/tiny-qwen2",
             "ENGINE_PORT": str(engine_port),
@@ -72,10 +78,10 @@ async def sidecar(volume: Path, engine_port: int, **environ: str) -> AsyncIterat
     os.mkfifo(volume / "engine.alive")
     bell = os.open(volume / "engine.alive", os.O_RDWR | os.O_NONBLOCK)
     hangup = signal.getsignal(signal.SIGHUP)
-    task = asyncio.create_task(serve(config, None), name="sidecar")
-    async with aiohttp.ClientSession() as client:
+    task = asyncio.create_task(serve(resolved, None), name="sidecar")
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
         running = Sidecar(port, volume, client, task, bell)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANG_SECONDS):
             while True:
                 try:
                     await running.get("/livez")

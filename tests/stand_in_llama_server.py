@@ -1,6 +1,7 @@
 """A program that takes llama-server's place in the tests of `up`: ready at once, answers "Hello 你好" to everything.
 
-STAND_IN=fail: print a line and end with code 3; endless: an answer never ends; deaf: SIGTERM is ignored.
+STAND_IN=fail: print a line and end with code 3; usage: not take an argument and end with code 2; endless: an answer
+never ends; deaf: SIGTERM is ignored.
 Standard library only, so that it starts within a few milliseconds.
 """
 
@@ -54,6 +55,9 @@ def main() -> None:
     if MODE == "fail":
         print("stand-in: no such luck", flush=True)
         sys.exit(3)
+    if MODE == "usage":
+        print("llama-server: unrecognized arguments: --gpu-memory=1", flush=True)
+        sys.exit(2)
     signal.signal(signal.SIGTERM, signal.SIG_IGN if MODE == "deaf" else lambda *_: os._exit(0))
     port = int(sys.argv[sys.argv.index("--port") + 1])
     ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()

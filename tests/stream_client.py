@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -47,8 +48,43 @@ def _said(event: dict[str, Any]) -> Iterable[int]:
 FAKE = Numbering(asked={}, numbers=_said)
 
 
-async def stream(session: aiohttp.ClientSession, url: str, tokens: int, numbering: Numbering = FAKE) -> Answer:
-    """Ask for a stream of `tokens` numbered tokens; judge what comes."""
+async def to_the_end(port: int, body: Mapping[str, Any], first: asyncio.Event | None = None) -> tuple[bytes, bool]:
+    """Stream a chat; return all that came, and whether it ended as HTTP says that a body ends.
+
+    For what comes last before a cut: aiohttp's client forgets what nobody has taken yet when the end comes with it.
+    `first` is set when something has come.
+    """
+    content, received = json.dumps(body).encode(), bytearray()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(
+            b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
+            b"Content-Length: %d\r\n\r\n%b" % (CHAT.encode(), len(content), content)
+        )
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 "), head
+        while size := int((await reader.readuntil(b"\r\n")).split(b";")[0], 16):
+            received += await reader.readexactly(size)
+            await reader.readexactly(2)
+            if first is not None:
+                first.set()
+        await reader.readexactly(2)
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return bytes(received), False
+    finally:
+        writer.close()
+    return bytes(received), True
+
+
+async def stream(
+    session: aiohttp.ClientSession,
+    url: str,
+    tokens: int,
+    numbering: Numbering = FAKE,
+    *,
+    first: asyncio.Event | None = None,
+) -> Answer:
+    """Ask for a stream of `tokens` numbered tokens; judge what comes. `first` is set by the first of them."""
     body = {"messages": [{"role": "user", "content": "count"}], "stream": True, "max_tokens": tokens, **numbering.asked}
     seen: list[int] = []
     finish, done, begun = None, False, False
@@ -72,6 +108,8 @@ async def stream(session: aiohttp.ClientSession, url: str, tokens: int, numberin
                 for choice in event["choices"]:
                     finish = choice.get("finish_reason") or finish
                 seen += numbering.numbers(event)
+                if first is not None and seen:
+                    first.set()
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         refused = isinstance(error, aiohttp.ClientConnectorError) and not begun
         verdict = Verdict.REFUSED if refused else Verdict.TRUNCATED

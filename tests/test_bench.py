@@ -202,6 +202,7 @@ LOAD = Load(
     latency=None,
     first_byte=None,
     lag={"p50": 100.0, "p99": 900.0, "max": 1200.0},
+    slices=[],
     first_failure="",
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -26,6 +27,8 @@ STREAMS = Workload(name="streams", title="", connections=2, seconds=0.3, warmup_
 PACED = Workload(
     name="paced", title="", connections=4, seconds=0.3, warmup_seconds=0.05, events=100, interval_us=5000, ticks=True
 )
+SAME = Workload(name="same", title="", connections=2, seconds=0.3, warmup_seconds=0.05, same=True)
+TWO_WRITES = Workload(name="two writes", title="", connections=2, seconds=0.3, warmup_seconds=0.05, two_writes=True)
 UPLOAD = Workload(name="upload", title="", connections=2, seconds=0.3, warmup_seconds=0.05, upload_bytes=300_000)
 
 
@@ -74,12 +77,32 @@ async def measured(workload: Workload, tmp_path: Path, *, up: Change = unchanged
             return await asyncio.to_thread(load, tools, port)
 
 
-@pytest.mark.parametrize("workload", [PLAIN, STREAMS, PACED, UPLOAD], ids=lambda workload: workload.name)
+@pytest.mark.parametrize(
+    "workload", [PLAIN, SAME, TWO_WRITES, STREAMS, PACED, UPLOAD], ids=lambda workload: workload.name
+)
 async def test_what_passes_unchanged_is_counted_and_right(workload: Workload, tmp_path: Path) -> None:
     load = await measured(workload, tmp_path)
     assert (load["failed"], load["first_failure"]) == (0, "")
     assert load["events" if workload.events else "answers"] > 0
     assert load["cpu_seconds"] > 0
+
+
+@pytest.mark.parametrize(("workload", "lengths", "ids"), [(PLAIN, 16, True), (SAME, 1, False)], ids=["differ", "same"])
+async def test_requests_differ_as_a_clients_do_unless_they_are_to_be_the_same(
+    workload: Workload, lengths: int, ids: bool, tmp_path: Path
+) -> None:
+    seen: list[bytes] = []
+
+    def note(data: bytes) -> bytes:
+        seen.append(data)
+        return data
+
+    load = await measured(workload, tmp_path, up=note)
+    wire = b"".join(seen)
+    requests = wire.count(b"POST /v1/chat/completions")
+    assert requests >= load["answers"] > 16
+    assert len(set(re.findall(rb"Content-Length: (\d+)\r\n", wire))) == lengths
+    assert len(set(re.findall(rb"X-Request-Id: ([0-9a-f]{32})\r\n", wire))) == (requests if ids else 0)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import pytest
 from tests.mounts import remount, tmpfs
 from tests.pod import Pod
 from tests.stream_client import Verdict, stream
-from wings_proxy.launch import LaunchSpec, render
+from wings_proxy.handover.launch import LaunchSpec, render
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_factories=["asyncio"])]
 
@@ -29,9 +29,14 @@ OLD = render(LaunchSpec(("false",), (), 1, 1))
 WITHOUT_CAPABILITIES = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
 
 
-def complaints(pod: Pod) -> list[dict[str, Any]]:
-    """What the sidecar logged above `info`, but for the warning of every start."""
-    lines = [line for line in pod.log() if line["level"] != "info" and "TRUST_REMOTE_CODE" not in line["message"]]
+async def complaints(pod: Pod, at_least: int = 0) -> list[dict[str, Any]]:
+    """What the sidecar logged above `info`, but for the warning of every start; the log is a moment late."""
+
+    def told() -> list[dict[str, Any]]:
+        return [line for line in pod.log() if line["level"] != "info" and "TRUST_REMOTE_CODE" not in line["message"]]
+
+    await pod.sidecar.until(lambda: len(told()) >= at_least, 40)
+    lines = told()
     for line in lines:
         print(f"{line['level']}: {line['message']} {line.get('reason', '')}")
     return lines
@@ -45,7 +50,7 @@ async def waits(pod: Pod, reason: str) -> None:
     assert (await pod.get("/startupz"))[0] == 503
     assert (await pod.get("/readyz"))[0] == 503
     await asyncio.sleep(1.3)
-    lines = complaints(pod)
+    lines = await complaints(pod, 1)
     assert [(line["level"], line["reason"]) for line in lines] == [("error", reason)], pod.story()
     assert "\n" not in lines[0]["message"]
     assert str(pod.volume) in lines[0]["message"]
@@ -103,7 +108,7 @@ async def test_2_the_volume_fills_up_under_a_running_engine() -> None:
             fill(pod.volume / "filler")
             await serves(pod)
             await serves(pod)
-            lines = complaints(pod)
+            lines = await complaints(pod, 1)
             assert len(lines) == 1, pod.story()
             assert lines[0]["message"].startswith("requests of this engine run are not protected from its stop: ")
             # Its end is known all the same.
@@ -188,7 +193,7 @@ async def test_7_something_else_under_the_scripts_name_is_replaced(lies_there: C
             assert (pod.directory / "precious").read_text() == "precious"
         pod.engine.start()
         await serves(pod)
-        assert complaints(pod) == []
+        assert await complaints(pod) == []
 
 
 async def test_7_a_directory_under_the_scripts_name_is_not_ours() -> None:
@@ -211,7 +216,7 @@ async def test_8_a_directory_under_the_holds_name() -> None:
         await pod.start()
         await serves(pod)
         await serves(pod)
-        messages = [line["message"] for line in complaints(pod)]
+        messages = [line["message"] for line in await complaints(pod, 2)]
         assert len(messages) == 2, messages
         assert messages[0].startswith("the hold could not be removed: ")
         assert messages[1].startswith("requests of this engine run are not protected from its stop: ")
@@ -244,7 +249,7 @@ async def test_9_the_volume_goes_away_and_comes_back() -> None:
         await asyncio.sleep(1)
         after = await pod.health()
         assert (after["state"], after["run"], pod.path) == ("ready", before["run"], path)
-        messages = [line["message"] for line in complaints(pod)]
+        messages = [line["message"] for line in await complaints(pod)]
         assert len(messages) <= 2, messages
         # And the protocol works again.
         pod.engine.signal(signal.SIGKILL)
@@ -287,12 +292,9 @@ def directory(path: Path) -> None:
     path.mkdir()
 
 
-async def test_10_a_status_that_is_none() -> None:
+@pytest.mark.parametrize("lies_there", [garbage, huge, fifo, link, directory])
+async def test_10_a_status_that_is_none(lies_there: Callable[[Path], None]) -> None:
     """Nobody stays misled: HTTP decides, and what the script writes next is believed again, if it can write it."""
-    await asyncio.gather(*(instead_of_the_status(kind) for kind in (garbage, huge, fifo, link, directory)))
-
-
-async def instead_of_the_status(lies_there: Callable[[Path], None]) -> None:
     async with Pod(engine={"boot_seconds": 1}) as pod:
         await pod.start()
         before = await pod.until_state("ready")

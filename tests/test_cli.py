@@ -34,7 +34,7 @@ def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parent.parent), **environ},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=100,
         check=False,
     )
 
@@ -68,7 +68,7 @@ def test_a_full_disk_behind_standard_output_is_one_line() -> None:
             env={**os.environ, **REFERENCE},
             stdout=full,
             stderr=subprocess.PIPE,
-            timeout=30,
+            timeout=100,
             check=False,
         )
     assert (ended.returncode, ended.stderr) == (
@@ -108,7 +108,7 @@ def test_hostile_values_arrive_as_one_argument_each(tmp_path: Path) -> None:
     )
     path = f"{tmp_path}:{os.environ['PATH']}"
     ended = subprocess.run(
-        ["sh", str(script)], env={"PATH": path}, capture_output=True, text=True, timeout=30, check=False
+        ["sh", str(script)], env={"PATH": path}, capture_output=True, text=True, timeout=100, check=False
     )
     argv = json.loads(ended.stdout)
     assert argv[argv.index("--model") + 1] == hostile

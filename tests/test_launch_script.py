@@ -17,8 +17,9 @@ from random import Random
 import pytest
 
 from tests.engine_container import SHELLS, Container
-from wings_proxy.engine_status import EngineStatus, Phase
-from wings_proxy.launch import engine_stub
+from tests.processes import catches
+from wings_proxy.handover.engine_status import EngineStatus, Phase
+from wings_proxy.handover.launch import engine_stub
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +63,7 @@ sys.exit(int(sys.argv[2]))
 LEAVES_CORE = """
 import os, subprocess, sys, time
 core = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
-subprocess.Popen([sys.executable, "-ISc", core], start_new_session=sys.argv[1] == "leaves the group")
+subprocess.Popen([sys.executable, "-ISc", core, *sys.argv[3:]], start_new_session=sys.argv[1] == "leaves the group")
 while not os.path.exists(sys.argv[2]): time.sleep(0.002)
 os._exit(0)
 """
@@ -76,6 +77,23 @@ held = subprocess.Popen([sys.executable, "-ISc", cleaner, sys.argv[1]], stdin=su
 signal.signal(15, lambda *_: os._exit(0))
 print("up", flush=True)
 while True: time.sleep(60)
+"""
+
+
+# Like vLLM: a server and a core that share memory, which is no file of theirs; what they made, Python's tracker removes
+# when the last of them is gone.
+SHARES_MEMORY = """
+import multiprocessing, os, sys, time
+from multiprocessing.shared_memory import SharedMemory
+def core(name):
+    memory = SharedMemory(name)
+    os.write(1, b"up\\n")
+    time.sleep(60)
+memory = SharedMemory(create=True, size=4096)
+open(sys.argv[1] + ".new", "w").write(f"{memory.name} {os.getpid()}")
+os.rename(sys.argv[1] + ".new", sys.argv[1])
+multiprocessing.get_context("fork").Process(target=core, args=(memory.name,)).start()
+time.sleep(60)
 """
 
 
@@ -106,26 +124,26 @@ def running(container: Container) -> EngineStatus:
 @pytest.mark.parametrize(("code", "exit_code"), [(1, 1), (3, 3), (137, 137), (255, 255)])
 def test_a_crash_keeps_its_code(container: Container, code: int, exit_code: int) -> None:
     container.publish("sh", "-c", f"exit {code}")
-    assert container.start().wait(10) == exit_code
+    assert container.start().wait(40) == exit_code
     assert ended(container) == (Phase.EXITED, False, code)
 
 
 def test_a_clean_exit_nobody_asked_for_is_a_failure(container: Container) -> None:
     container.publish("true")
-    assert container.start().wait(10) == 1
+    assert container.start().wait(40) == 1
     assert ended(container) == (Phase.EXITED, False, 0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
 def test_a_death_by_signal_is_128_and_its_number(container: Container, number: signal.Signals) -> None:
     container.publish("sh", "-c", f"kill -s {number.name[3:]} $$")
-    assert container.start().wait(10) == 128 + number
+    assert container.start().wait(40) == 128 + number
     assert ended(container) == (Phase.EXITED, False, 128 + number)
 
 
 def test_a_command_that_is_not_there(container: Container) -> None:
     container.publish("no-such-engine")
-    assert container.start().wait(10) == 127
+    assert container.start().wait(40) == 127
     assert ended(container) == (Phase.EXITED, False, 127)
     assert b"no-such-engine" in container.log()
 
@@ -133,7 +151,7 @@ def test_a_command_that_is_not_there(container: Container) -> None:
 def test_a_command_that_cannot_be_run(container: Container) -> None:
     (container.root / "engine").touch(0o644)
     container.publish(str(container.root / "engine"))
-    assert container.start().wait(10) == 126
+    assert container.start().wait(40) == 126
     assert ended(container) == (Phase.EXITED, False, 126)
 
 
@@ -141,7 +159,7 @@ def test_the_core_a_dead_server_leaves_behind_is_killed(container: Container) ->
     told = container.root / "told"
     process = container.run(LEAVES_CORE, "stays", str(told))
     told.touch()
-    assert process.wait(10) == 1
+    assert process.wait(40) == 1
     assert ended(container) == (Phase.EXITED, False, 0)
     container.until(lambda: not container.left_behind())
 
@@ -151,20 +169,38 @@ def test_what_cleans_up_after_an_engine_asked_to_stop_has_a_moment_for_it(contai
     shared_memory.touch()
     process = container.run(LEAVES_CLEANER, str(shared_memory))
     process.terminate()
-    assert process.wait(10) == 0
+    assert process.wait(40) == 0
     assert not shared_memory.exists()
-    assert not container.left_behind()
+    container.until(lambda: not container.left_behind())
+
+
+def test_shared_memory_goes_with_an_engine_that_was_killed(container: Container) -> None:
+    told = container.root / "told"
+    process = container.run(SHARES_MEMORY, str(told))
+    name, server = told.read_text().split()
+    assert Path("/dev/shm", name).exists()
+    os.kill(int(server), signal.SIGKILL)
+    assert process.wait(20) == 137
+    assert ended(container) == (Phase.EXITED, False, 137)
+    assert not Path("/dev/shm", name).exists()
+    container.until(lambda: not container.left_behind())
+
+
+def test_a_tracker_that_does_not_end_is_killed_in_the_end(container: Container) -> None:
+    told = container.root / "told"
+    process = container.run(LEAVES_CORE, "stays", str(told), "multiprocessing.resource_tracker")
+    told.touch()
+    assert process.wait(20) == 1
+    container.until(lambda: not container.left_behind())
 
 
 def test_a_process_that_left_the_group_cannot_hold_up_the_end(container: Container) -> None:
     told = container.root / "told"
     process = container.run(LEAVES_CORE, "leaves the group", str(told))
     told.touch()
-    began = time.monotonic()
     container.until(lambda: ended(container) == (Phase.EXITED, False, 0))
-    assert time.monotonic() - began < 2  # 0.5 s on a quiet machine
-    assert process.wait(10) == 1
-    assert time.monotonic() - began < 4
+    assert process.wait(40) == 1
+    assert container.left_behind(), "it was waited for"
 
 
 # A stop somebody asked for
@@ -174,7 +210,7 @@ def test_a_process_that_left_the_group_cannot_hold_up_the_end(container: Contain
 def test_an_asked_stop_ends_with_the_engines_code(container: Container, sent: signal.Signals) -> None:
     process = container.run(STOPS_WELL, "7")
     process.send_signal(sent)
-    assert process.wait(10) == 7
+    assert process.wait(40) == 7
     assert ended(container) == (Phase.EXITED, True, 7)
     assert container.log() == container.stdout == b"up\ndown\n"
 
@@ -182,7 +218,7 @@ def test_an_asked_stop_ends_with_the_engines_code(container: Container, sent: si
 def test_an_engine_that_dies_of_the_sigterm_it_was_sent_ended_well(container: Container) -> None:
     process = container.run(IDLE)
     process.terminate()
-    assert process.wait(10) == 0
+    assert process.wait(40) == 0
     assert ended(container) == (Phase.EXITED, True, 143)
 
 
@@ -190,8 +226,8 @@ def test_an_engine_that_does_not_stop_in_time_is_killed(container: Container) ->
     process = container.run(IGNORES_TERM, stop=1)
     process.terminate()
     began = time.monotonic()
-    assert process.wait(10) == 137
-    assert 1 <= time.monotonic() - began < 3
+    assert process.wait(40) == 137
+    assert time.monotonic() - began >= 1
     assert ended(container) == (Phase.EXITED, True, 137)
 
 
@@ -201,7 +237,7 @@ def test_sigquit_does_not_wait(container: Container) -> None:
     process.terminate()
     container.until(lambda: ended(container)[0] is Phase.STOP_REQUESTED)
     process.send_signal(signal.SIGQUIT)
-    assert process.wait(10) == 137
+    assert process.wait(40) == 137
     assert ended(container) == (Phase.EXITED, True, 137)
     container.until(lambda: not container.left_behind())
 
@@ -214,7 +250,7 @@ def test_sighup_changes_nothing(container: Container) -> None:
     assert process.poll() is None
     assert running(container).code is None
     process.terminate()
-    assert process.wait(10) == 7
+    assert process.wait(40) == 7
 
 
 ENDS_ITSELF_BY_A_SIGNAL = """
@@ -249,7 +285,7 @@ def test_sigterm_at_any_moment_of_the_start_ends_it(container: Container, delay_
     process.terminate()
     # In the first milliseconds there is no trap yet, and the signal ends the shell itself: the stub's trap has ended by
     # then, and number 1 of a container would not even notice. Nothing may be running then either.
-    assert process.wait(10) in (0, -signal.SIGTERM)
+    assert process.wait(40) in (0, -signal.SIGTERM)
     container.until(lambda: not container.left_behind())
     if process.returncode == 0:
         assert ended(container) == (Phase.EXITED, True, 143)
@@ -266,18 +302,21 @@ def test_a_signal_to_everybody_in_the_group_does_not_skip_the_hold(container: Co
     time.sleep(0.5)
     assert container.log() == b"up\n"
     hold.unlink()
-    assert process.wait(10) == 0
+    assert process.wait(40) == 0
     assert container.log() == container.stdout == b"up\ndown\n"
 
 
 def test_the_stub_ends_at_once_while_it_waits_for_the_script(container: Container) -> None:
     stub = subprocess.Popen(
-        [*container.shell_command, "-c", engine_stub(str(container.root / "absent"))], start_new_session=True
+        [*container.shell_command, "-c", engine_stub(str(container.root / "absent"))],
+        env=os.environ | {"WINGS_TEST_ROOT": str(container.root)},
+        start_new_session=True,
     )
     container.processes.append(stub)
-    time.sleep(0.1)
+    # It has its trap, and its first `sleep`.
+    container.until(lambda: len(container.left_behind()) > 1)
     stub.terminate()
-    assert stub.wait(5) == 143
+    assert stub.wait(40) == 143
 
 
 # The hold
@@ -292,9 +331,7 @@ def test_the_engine_is_not_touched_while_its_run_is_held(container: Container) -
     time.sleep(0.7)
     assert container.log() == b"up\n"
     hold.unlink()
-    began = time.monotonic()
-    assert process.wait(10) == 0
-    assert time.monotonic() - began < 1
+    assert process.wait(40) == 0  # and not after the 60 s
     assert container.log() == b"up\ndown\n"
 
 
@@ -305,7 +342,7 @@ def test_a_hold_of_anything_else_holds_nothing(container: Container, content: st
     process = container.run(STOPS_WELL, "0", release=60)
     (container.volume / "hold").write_text(content)
     process.terminate()
-    assert process.wait(5) == 0
+    assert process.wait(40) == 0
     assert container.stderr == b""
 
 
@@ -315,7 +352,7 @@ def test_something_else_in_the_holds_place_holds_nothing(container: Container, m
     assert callable(make)
     make(container.volume / "hold")
     process.terminate()
-    assert process.wait(5) == 0
+    assert process.wait(40) == 0
 
 
 def test_a_dead_sidecar_cannot_hold_for_ever(container: Container) -> None:
@@ -323,8 +360,8 @@ def test_a_dead_sidecar_cannot_hold_for_ever(container: Container) -> None:
     (container.volume / "hold").write_text(running(container).run + "\n")
     process.terminate()
     began = time.monotonic()
-    assert process.wait(10) == 0
-    assert 1 <= time.monotonic() - began < 3
+    assert process.wait(40) == 0
+    assert time.monotonic() - began >= 1
 
 
 def test_an_engine_that_dies_by_itself_while_it_is_held(container: Container) -> None:
@@ -334,7 +371,7 @@ def test_an_engine_that_dies_by_itself_while_it_is_held(container: Container) ->
     process.terminate()
     container.until(lambda: ended(container)[0] is Phase.STOP_REQUESTED)
     told.touch()
-    assert process.wait(5) == 5
+    assert process.wait(40) == 5
     assert ended(container) == (Phase.EXITED, True, 5)
     container.until(lambda: not container.left_behind())
 
@@ -348,7 +385,7 @@ def test_the_engine_leads_its_own_group_and_holds_no_descriptor_of_ours(containe
         "print(sorted(int(fd) for fd in os.listdir('/proc/self/fd'))[:-1]); print(os.getppid())",
     )
     process = container.start()
-    process.wait(10)
+    process.wait(40)
     assert container.log().decode().split("\n")[:-1] == ["True", "[0, 1, 2]", str(process.pid)]
 
 
@@ -362,7 +399,7 @@ def test_the_engine_gets_the_signals_and_the_environment_a_container_has(contain
         "print(os.environ['PATH'], os.environ['A'], oct(os.umask(0)), os.getcwd())",
         env=(("PATH", "/engine/bin"), ("A", "x  y")),
     )
-    container.start().wait(10)
+    container.start().wait(40)
     # busybox has its own env(1), which cannot undo what every shell does to background commands.
     ignored = "['SIGINT', 'SIGQUIT']" if container.shell == "busybox" else "[]"
     assert container.log().decode().splitlines() == [
@@ -386,7 +423,7 @@ def test_the_files_are_readable_by_another_user(container: Container) -> None:
 def test_the_log_of_the_run_before_is_kept(container: Container) -> None:
     for word in ("first", "second", "third"):
         container.publish("sh", "-c", f"echo {word}; exit 1")
-        container.start().wait(10)
+        container.start().wait(40)
     assert container.log() == b"third\n"
     assert container.log("engine.log.1") == b"second\n"
 
@@ -396,7 +433,7 @@ def test_every_byte_up_to_the_last_reaches_log_and_output(container: Container) 
         "import os; [os.write(1, bytes(range(256)) * 16) for _ in range(400)]; os.write(2, b'the end'); os._exit(9)"
     )
     container.publish_program(program)
-    assert container.start().wait(20) == 9
+    assert container.start().wait(60) == 9
     expected = bytes(range(256)) * 16 * 400 + b"the end"
     assert container.stdout == expected
     assert container.log() == expected
@@ -429,7 +466,7 @@ def test_an_output_nobody_reads_any_more_does_not_end_the_engine(container: Cont
     container.until(lambda: container.log() == b"up\n")
     os.close(reader)
     told.touch()
-    assert process.wait(10) == 4
+    assert process.wait(40) == 4
     assert container.log() == b"up\n" + b"more\n" * 50
 
 
@@ -443,7 +480,7 @@ def test_the_volume_may_have_any_name(container: Container, name: str, monkeypat
     container.publish("sh", "-c", "echo up; exit 3")
     shutil.move(container.volume, place / "volume")
     container.root = place
-    assert container.start().wait(10) == 3
+    assert container.start().wait(40) == 3
     assert ended(container) == (Phase.EXITED, False, 3)
     assert container.log() == b"up\n"
 
@@ -451,7 +488,7 @@ def test_the_volume_may_have_any_name(container: Container, name: str, monkeypat
 @pytest.mark.parametrize("path", ["start_command.sh", "./start_command.sh", "../volume/start_command.sh"])
 def test_the_script_may_be_named_relatively(container: Container, path: str) -> None:
     container.publish("sh", "-c", "exit 3")
-    assert subprocess.run([*container.shell_command, path], cwd=container.volume, timeout=10).returncode == 3
+    assert subprocess.run([*container.shell_command, path], cwd=container.volume, timeout=60).returncode == 3
     assert ended(container) == (Phase.EXITED, False, 3)
 
 
@@ -459,7 +496,7 @@ def test_the_volume_goes_away_under_a_running_engine(container: Container) -> No
     process = container.run(STOPS_WELL, "0")
     shutil.rmtree(container.volume)
     process.terminate()
-    assert process.wait(10) == 0
+    assert process.wait(40) == 0
     assert container.stdout == b"up\ndown\n"
     assert not container.volume.exists()
 
@@ -483,7 +520,7 @@ def test_whatever_lies_in_a_files_place_the_engine_runs_and_ends(container: Cont
     process = container.start()
     container.until(lambda: b"up" in container.stdout)
     process.terminate()
-    assert process.wait(10) == 3
+    assert process.wait(40) == 3
     assert container.stdout == b"up\ndown\n"
     assert other.read_text() == "precious"
     if kind == "directory":
@@ -501,7 +538,7 @@ def test_a_read_only_volume(container: Container) -> None:
     process = container.start()
     container.until(lambda: b"up" in container.stdout)
     process.terminate()
-    assert process.wait(10) == 3
+    assert process.wait(40) == 3
     assert container.stdout == b"up\ndown\n"
     assert container.files() == ["start_command.sh"]
 
@@ -533,7 +570,7 @@ def test_as_another_user_than_the_sidecar(container: Container, open_directory: 
     process.terminate()
     container.until(lambda: ended(container)[0] is Phase.STOP_REQUESTED)
     (container.volume / "hold").unlink()
-    assert process.wait(10) == 3
+    assert process.wait(40) == 3
     assert ended(container) == (Phase.EXITED, True, 3)
     assert (container.volume / "engine.log").stat().st_uid == 10001
     assert container.stderr == b""
@@ -548,7 +585,7 @@ def test_where_the_engines_user_may_not_write(container: Container, open_directo
     process = container.start()
     container.until(lambda: b"up" in container.stdout)
     process.terminate()
-    assert process.wait(10) == 3
+    assert process.wait(40) == 3
     assert container.stdout == b"up\ndown\n"
     assert container.files() == ["start_command.sh"]
 
@@ -566,7 +603,7 @@ def test_with_nothing_on_the_path_but_coreutils_and_util_linux(container: Contai
     process.terminate()
     container.until(lambda: ended(container)[0] is Phase.STOP_REQUESTED)
     (container.volume / "hold").unlink()
-    assert process.wait(10) == 7
+    assert process.wait(40) == 7
     assert ended(container) == (Phase.EXITED, True, 7)
     assert container.log() == container.stdout == b"up\ndown\n"
     assert container.stderr == b""
@@ -587,7 +624,7 @@ def test_as_process_number_one(container: Container) -> None:
     container.prefix = NAMESPACE
     process = container.run(STOPS_WELL, "7")
     os.kill(number_one(process), signal.SIGTERM)
-    assert process.wait(10) == 7
+    assert process.wait(40) == 7
     assert ended(container) == (Phase.EXITED, True, 7)
     assert container.log() == b"up\ndown\n"
 
@@ -612,7 +649,7 @@ print(states.count("Z"))
     process = container.run(program, str(told))
     time.sleep(0.3)
     told.touch()
-    assert process.wait(10) == 1
+    assert process.wait(40) == 1
     assert container.log() == b"up\n0\n"
 
 
@@ -631,7 +668,7 @@ def test_the_stub_as_number_one_waits_for_the_script_and_becomes_it(container: C
     container.until(lambda: b"up" in container.log())
     assert number_one(process) == pid
     os.kill(pid, signal.SIGTERM)
-    assert process.wait(10) == 7
+    assert process.wait(40) == 7
 
 
 @needs_root
@@ -640,9 +677,10 @@ def test_the_stub_as_number_one_ends_while_it_waits(container: Container) -> Non
     process = subprocess.Popen(command)
     container.processes.append(process)
     pid = number_one(process)
-    time.sleep(0.1)
+    # Without its trap, number 1 does not even notice.
+    container.until(lambda: catches(pid, signal.SIGTERM))
     os.kill(pid, signal.SIGTERM)
-    assert process.wait(5) == 143
+    assert process.wait(40) == 143
 
 
 @needs_root
@@ -656,7 +694,7 @@ def test_when_number_one_is_killed_its_fifo_ends_and_nothing_is_left(container: 
         with pytest.raises(BlockingIOError):
             os.read(fifo, 100)
         os.kill(number_one(process), signal.SIGKILL)
-        process.wait(10)
+        process.wait(40)
         assert os.read(fifo, 100) == b""
     finally:
         os.close(fifo)
@@ -706,7 +744,7 @@ while not open(sys.argv[1], "rb").read().endswith(last): time.sleep(0.002)
 os._exit(3)
 """
     small.publish_program(program, str(small.volume / "engine.log"))
-    assert small.start().wait(30) == 3
+    assert small.start().wait(60) == 3
     lines = small.stdout.decode().splitlines()
     assert lines[:-1] == [f"line {number:06}" for number in range(20000)]
     assert 4096 < int(lines[-1].split()[1]) <= 8192
@@ -730,7 +768,7 @@ def fill():
 def test_a_full_volume_still_tells_how_the_run_ended(small: Container) -> None:
     program = FILL + "print('before', flush=True); time.sleep(0.1); fill(); print('full', flush=True); os._exit(3)"
     small.publish_program(program, str(small.volume))
-    assert small.start().wait(10) == 3
+    assert small.start().wait(40) == 3
     assert small.stdout == b"before\nfull\n"
     assert ended(after(small)) == (Phase.EXITED, False, 3)
 
@@ -739,20 +777,22 @@ def test_a_full_volume_still_tells_how_the_run_ended(small: Container) -> None:
 def test_a_full_volume_from_the_start(small: Container) -> None:
     small.publish("sh", "-c", "echo up; exit 3")
     small.prefix = (*small.prefix, "sh", "-c", 'cat /dev/zero >"$0/filler" 2>/dev/null; exec "$@"', str(small.volume))
-    assert small.start().wait(10) == 3
+    assert small.start().wait(40) == 3
     assert small.stdout == b"up\n"
 
 
 @needs_root
 def test_the_log_goes_on_when_there_is_room_again(small: Container) -> None:
     if small.shell != "dash":
-        pytest.skip("takes six seconds: one shell is enough")
+        pytest.skip("takes nine seconds: one shell is enough")
     program = FILL + (
-        "print('before', flush=True); time.sleep(0.1); fill(); print('lost' * 2000, flush=True); time.sleep(0.1)\n"
-        "os.unlink(path + '/filler'); time.sleep(5.5); print('after', flush=True); os._exit(3)"
+        "print('before', flush=True)\n"
+        "while open(path + '/engine.log').read() != 'before\\n': time.sleep(0.002)\n"
+        "fill(); print('lost' * 2000, flush=True); time.sleep(1)\n"
+        "os.unlink(path + '/filler'); time.sleep(8); print('after', flush=True); os._exit(3)"
     )
     small.publish_program(program, str(small.volume))
-    assert small.start().wait(20) == 3
+    assert small.start().wait(60) == 3
     assert small.stdout == b"before\n" + b"lost" * 2000 + b"\nafter\n"
     log = after(small).log()
     assert log.startswith(b"before\n")
@@ -768,5 +808,5 @@ def test_a_fifo_somebody_filled_up_delays_the_end_but_does_not_prevent_it(contai
             os.write(fifo, bytes(4096))
     os.close(fifo)
     process.terminate()
-    assert process.wait(10) == 7
+    assert process.wait(40) == 7
     assert ended(container) == (Phase.EXITED, True, 7)

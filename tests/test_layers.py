@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import graphlib
 import os
 import subprocess
 import sys
@@ -22,8 +23,28 @@ _setup = configparser.ConfigParser()
 _setup.read(ROOT / "setup.cfg", "utf-8")
 
 
+def name_of(file: Path) -> str:
+    """Return the module's name within the package; the package itself is called by its own."""
+    parts = file.relative_to(ROOT / PACKAGE).with_suffix("").parts
+    return ".".join(parts).removesuffix("__init__").rstrip(".") or PACKAGE
+
+
+_PARSED = {file: ast.parse(file.read_text("utf-8")) for file in sorted((ROOT / PACKAGE).rglob("*.py"))}
+# A package that only says what it is for is no module: it has no place, no test and nothing to check.
+TREES = {name_of(file): tree for file, tree in _PARSED.items() if len(tree.body) > 1}
+FILES = {name_of(file): file for file in _PARSED if name_of(file) in TREES}
+_NAMED = set(_setup["wings:layers"]["order"].replace("|", " ").split())
+
+
 def words(line: str) -> list[str]:
-    return line.replace("|", " ").split()
+    """Return the modules a line names; `engines.*` are those of `engines` that have no place of their own."""
+    return [
+        name for word in line.replace("|", " ").split() for name in (others(word) if word.endswith(".*") else [word])
+    ]
+
+
+def others(pattern: str) -> list[str]:
+    return [name for name in FILES if name.startswith(pattern[:-1]) and name not in _NAMED]
 
 
 ORDER = [words(line) for line in _setup["wings:layers"]["order"].strip().splitlines()]
@@ -32,16 +53,6 @@ PURE, COVERED, OWN_TASKS, ENVIRONMENT, PRINT, LONG, TESTED_ELSEWHERE = (
     for key in ("pure", "covered", "own_tasks", "environment", "print", "long", "tested_elsewhere")
 )
 LEVEL = {name: -level for level, line in enumerate(ORDER) for name in line}
-
-
-def name_of(file: Path) -> str:
-    """Return the module's name within the package; the package itself is called by its own."""
-    parts = file.relative_to(ROOT / PACKAGE).with_suffix("").parts
-    return ".".join(parts).removesuffix("__init__").rstrip(".") or PACKAGE
-
-
-FILES = {name_of(file): file for file in sorted((ROOT / PACKAGE).rglob("*.py"))}
-TREES = {name: ast.parse(file.read_text("utf-8")) for name, file in FILES.items()}
 
 
 def imports_of(tree: ast.AST) -> Iterator[str]:
@@ -91,7 +102,12 @@ COMPUTES = {
     *("bisect", "hashlib", "html", "json", "math", "re", "shlex", "urllib.parse"),
 }
 # `launch` reads the script's body, which comes with the package; `narrator` knows signals by their names.
-ALSO = {"launch": {"importlib.resources"}, "narrator": {"signal"}}
+# `engines` finds its own modules.
+ALSO = {
+    "handover.launch": {"importlib.resources"},
+    "local.narrator": {"signal"},
+    "engines": {"importlib", "pkgutil"},
+}
 
 
 @pytest.mark.parametrize("name", PURE)
@@ -138,12 +154,23 @@ def lines_of(name: str) -> int:
 
 
 def test_file_of(name: str) -> Path:
-    # The engines are one subject, and the volume's script is tested next to its renderer.
-    subject = "engines" if name.split(".", maxsplit=1)[0] == "engines" else name
-    return ROOT / "tests" / f"test_{subject}.py"
+    *package, module = name.split(".")
+    own = ROOT.joinpath("tests", *package, f"test_{module}.py")
+    # The engines are one subject, which all that their room has tells of.
+    return ROOT / "tests/engines" if "engines" in (*package, module) and not own.exists() else own
 
 
 test_file_of.__test__ = False  # type: ignore[attr-defined]  # pytest: a helper, whatever its name begins with
+
+
+def test_the_rooms_make_no_circle() -> None:
+    """A folder that needs another is not needed by it, not by a third one either."""
+    rooms = {name.split(".")[0] for name in FILES if "." in name} | {"engines"}
+    needs = {room: set[str]() for room in rooms}
+    for name in FILES:
+        room = name.split(".")[0]
+        needs.get(room, set()).update({other.split(".")[0] for other in own_imports_of(name)} & rooms - {room})
+    graphlib.TopologicalSorter(needs).prepare()
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -178,11 +205,13 @@ def test_nothing_sleeps_or_tells_the_time_of_the_wall(name: str) -> None:
 
 
 # A test file that tells the story of two modules.
-TOLD_WITH = {"config": "config_load", "openapi": "docs"}
+TOLD_WITH = {"config.settings": "config.load", "server.openapi": "server.docs"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted({name.split(".")[0] for name in (*PURE, *COVERED)}))
+@pytest.mark.parametrize(
+    "name", sorted({name.removesuffix(name.partition("engines")[2]) for name in (*PURE, *COVERED)})
+)
 def test_its_own_test_file_runs_all_of_a_module(name: str, tmp_path: Path) -> None:
     tests = test_file_of(TOLD_WITH.get(name, name))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests), "--cov-branch"]

@@ -19,6 +19,7 @@ import pytest
 
 from tests.pod import Pod
 from tests.stream_client import Verdict, stream
+from wings_proxy.handover.engine_status import Phase
 
 SEEDS = int(os.environ.get("WINGS_SOAK_SEEDS", "30"))
 FIRST_SEED = int(os.environ.get("WINGS_SOAK_SEED", "-1"))
@@ -39,6 +40,8 @@ class Mischief:
     pod: Pod
     chance: random.Random
     deeds: list[str] = field(default_factory=list)
+    # Whom the last deed ends, or makes end.
+    doomed: set[int] = field(default_factory=set)
     # How often the engine's container was struck by something that may end it.
     engine_struck: int = 0
 
@@ -51,10 +54,14 @@ class Mischief:
         pids = [pid for pid in victims() if pid is not None]
         if victims != self.sidecar and number != signal.SIGSTOP:
             self.engine_struck += 1
+        self.doomed = set() if number == signal.SIGSTOP else set(pids)
         send(pids, number)
         if number == signal.SIGSTOP:
             await asyncio.sleep(self.chance.uniform(0.05, 1.5))
             send(pids, signal.SIGCONT)
+
+    def is_done(self) -> bool:
+        return self.doomed.isdisjoint(self.everything())
 
     def sidecar(self) -> Iterable[int | None]:
         return [self.pod.sidecar.pid]
@@ -77,7 +84,7 @@ def send(pids: Iterable[int], number: int) -> None:
 
 async def keep_asking(pod: Pod) -> None:
     """Somebody always streams, so that there is a hold and something to drain; what becomes of it is not judged."""
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session:
         while True:
             await stream(session, pod.url, 20)
             await asyncio.sleep(0.05)
@@ -100,6 +107,7 @@ async def one_seed(seed: int) -> None:
                 await mischief.do()
             asking.cancel()
             # The last deed has to be noticed by whom it was done to.
+            await pod.sidecar.until(mischief.is_done, 40)
             await asyncio.sleep(0.5)
             await converges(pod)
             assert pod.engine.starts <= 1 + mischief.engine_struck, "an engine was restarted that nobody had struck"
@@ -118,9 +126,10 @@ async def converges(pod: Pod) -> None:
 
     def settled(health: dict[str, object]) -> bool:
         status = pod.status
-        return health.get("state") == "ready" and status is not None and health["run"] == status.run
+        its_run = status is not None and status.phase is Phase.RUNNING and health.get("run") == status.run
+        return its_run and health["state"] == "ready" and pod.leader is not None
 
-    await pod.until(settled, 30)
+    await pod.until(settled, 50)
     async with aiohttp.ClientSession() as session:
         answer = await stream(session, pod.url, 5)
     health = await pod.health()

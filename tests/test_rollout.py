@@ -23,14 +23,14 @@ from tests.llama_pod import NUMBERED, SLOTS, llama_pod, real_model
 from tests.pod import Pod
 from tests.stream_client import FAKE, Answer, Numbering, Verdict, stream
 
-pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_factories=["asyncio"]), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_factories=["asyncio"]), pytest.mark.timeout(300)]
 
 TOKEN_SECONDS = 0.04
 ROLLOUTS = 3
 # How late a Service hears of a pod that is not ready any more.
 ENDPOINT_LAG_SECONDS = 0.5
 QUIET_SECONDS = 1.0
-GRACE_SECONDS = 60.0
+GRACE_SECONDS = 90.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class Crowd:
 
     async def until_open(self) -> None:
         """Wait until as many streams are open as there have to be."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while self.open < self.load.open_streams:
             assert time.monotonic() < deadline, f"{self.open} streams open, {self.verdicts}, {self.bad[:3]}"
             await asyncio.sleep(0.01)
@@ -231,7 +231,7 @@ async def test_no_stream_is_lost(order: Order) -> None:
         return Pod(
             engine={"token_seconds": TOKEN_SECONDS, "first_token_seconds": 0.1},
             WINGS_QUIET_SECONDS=f"{QUIET_SECONDS:g}",
-            WINGS_DRAIN_SECONDS="15",
+            WINGS_DRAIN_SECONDS="60",
             WINGS_ACCESS_LOG="false",
         )
 
@@ -239,14 +239,14 @@ async def test_no_stream_is_lost(order: Order) -> None:
 
 
 @pytest.mark.engine
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 async def test_no_stream_of_llama_cpp_is_lost() -> None:
     """Twice as many streams as it has slots: half of them wait in the engine when the stack is told to stop."""
     model = await real_model()
 
     def new_pod() -> Pod:
         return llama_pod(
-            model, WINGS_QUIET_SECONDS=f"{QUIET_SECONDS:g}", WINGS_DRAIN_SECONDS="45", WINGS_ACCESS_LOG="false"
+            model, WINGS_QUIET_SECONDS=f"{QUIET_SECONDS:g}", WINGS_DRAIN_SECONDS="60", WINGS_ACCESS_LOG="false"
         )
 
     await roll_out(Load(new_pod, NUMBERED, clients=2 * SLOTS, open_streams=2 * SLOTS, tokens=16), ORDERS)

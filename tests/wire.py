@@ -14,16 +14,23 @@ from dataclasses import dataclass, field, replace
 
 from aiohttp import web
 
-from wings_proxy.admission import ForwardSettings
-from wings_proxy.api_errors import ApiError
-from wings_proxy.api_keys import Authorizer
-from wings_proxy.exchange import UpstreamFault
-from wings_proxy.forward import Forwarder
-from wings_proxy.inflight import Inflight
-from wings_proxy.metrics import RequestMetrics
-from wings_proxy.upstream import Pool
+from tests.ports import free_port
+from wings_proxy.proxy.access_log import AccessLog
+from wings_proxy.proxy.admission import ForwardSettings
+from wings_proxy.proxy.api_errors import ApiError
+from wings_proxy.proxy.api_keys import Authorizer
+from wings_proxy.proxy.exchange import UpstreamFault
+from wings_proxy.proxy.forwarder import Forwarder
+from wings_proxy.proxy.inflight import Inflight
+from wings_proxy.proxy.request_metrics import RequestMetrics
+from wings_proxy.proxy.upstream import Pool
+from wings_proxy.server.client_connection import ClientConnection
+from wings_proxy.server.runner import Runner
 
 ROUTE = "/v1/chat/completions"
+OWN = "/own"
+"""What aiohttp answers."""
+OWN_BROKEN = OWN + "/broken"
 
 
 @dataclass
@@ -106,6 +113,9 @@ class EngineSide:
         return request
 
     async def send(self, data: bytes) -> None:
+        """Send; a connection that was seen to end is an error of the connection on either loop."""
+        if self.writer.transport.is_closing():
+            raise ConnectionResetError
         self.writer.write(data)
         await self.writer.drain()
 
@@ -153,8 +163,8 @@ class ScriptedEngine:
         self.failures: list[BaseException] = []
 
     async def start(self) -> None:
+        self.port = self.port or free_port()
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, backlog=1024)
-        self.port = self._server.sockets[0].getsockname()[1]
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -186,6 +196,11 @@ class ScriptedEngine:
         if self.failures:
             raise self.failures[0]
 
+    async def finished(self) -> None:
+        """Return when the script of every connection has ended."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
     @property
     def requests(self) -> list[Message]:
         return [request for side in self.connections for request in side.requests]
@@ -199,6 +214,9 @@ class Client:
         self.writer = writer
 
     async def send(self, data: bytes) -> None:
+        """Send; a connection that was seen to end is an error of the connection on either loop."""
+        if self.writer.transport.is_closing():
+            raise ConnectionResetError
         self.writer.write(data)
         await self.writer.drain()
 
@@ -263,6 +281,7 @@ class Proxy:
         self.gate = gate
         self.port = port
         self.faults: list[UpstreamFault] = []
+        self.access_lines: list[str] = []
         self.clients: list[Client] = []
 
     async def client(self, *, receive_buffer: int | None = None) -> Client:
@@ -277,18 +296,20 @@ class Proxy:
 
     async def busy(self) -> None:
         """Return once a request is in flight."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(40):
             while not self.inflight.count:  # noqa: ASYNC110 - nobody but a test waits for this
                 await asyncio.sleep(0)
 
     async def idle(self) -> None:
         """Return once no request is in flight."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(40):
             await self.inflight.drained()
 
 
 @asynccontextmanager
-async def proxy(*scripts: Script, authorize: Authorizer | None = None, **settings: object) -> AsyncIterator[Proxy]:
+async def proxy(
+    *scripts: Script, authorize: Authorizer | None = None, keepalive_seconds: float = 75.0, **settings: object
+) -> AsyncIterator[Proxy]:
     """Run a scripted engine and a proxy in front of it."""
     engine = ScriptedEngine(*scripts)
     await engine.start()
@@ -302,6 +323,7 @@ async def proxy(*scripts: Script, authorize: Authorizer | None = None, **setting
     )
     gate = OpenGate()
     faults: list[UpstreamFault] = []
+    access_lines: list[str] = []
     forwarder = Forwarder(
         limits,
         pool=pool,
@@ -310,29 +332,40 @@ async def proxy(*scripts: Script, authorize: Authorizer | None = None, **setting
         gate=gate,
         authorize=authorize,
         on_fault=faults.append,
+        access_log=AccessLog(access_lines.append, form="json"),
     )
 
-    async def dispatch(request: web.BaseRequest) -> web.StreamResponse:
-        return await forwarder.forward(request, ROUTE)
+    async def own(request: web.BaseRequest) -> web.StreamResponse:
+        if not request.raw_path.startswith(OWN):
+            assert isinstance(request.protocol, ClientConnection)
+            return await request.protocol.forward_in_turn(request, ROUTE)
+        if request.raw_path == OWN_BROKEN:
+            raise ZeroDivisionError
+        await asyncio.sleep(0)
+        return web.Response(text="ours")
 
-    runner = web.AppRunner(
+    runner = Runner(
         web.Application(),
+        forwarder,
+        lambda target: None if target.startswith(OWN) else ROUTE,
         handle_signals=False,
         handler_cancellation=True,
         access_log=None,
         auto_decompress=False,
         lingering_time=1.0,
+        keepalive_timeout=keepalive_seconds,
         shutdown_timeout=0.1,
     )
     await runner.setup()
     assert runner.server is not None
-    runner.server.request_handler = dispatch
+    runner.server.request_handler = own
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     under_test = Proxy(engine, forwarder, runner.addresses[0][1], gate)
     under_test.faults = faults
+    under_test.access_lines = access_lines
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             yield under_test
     finally:
         for client in under_test.clients:

@@ -1,82 +1,61 @@
 """The command line: `serve`, `render`, `check`, `up`.
 
-Exit codes: 0 done, 1 could not go on, 2 wrong configuration or arguments (nothing was started or written).
+Results go to standard output, everything said to a person to standard error; exit codes: `exit_codes`.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
 
-from wings_proxy import __version__
-from wings_proxy.config import SETTINGS, Config
-from wings_proxy.config_drift import ConfigFile
-from wings_proxy.config_load import ConfigError, config_path, load_config, resolve
+from wings_proxy.arguments import CHECK, RENDER, UP, ArgumentsError, PageAsked, parse_arguments
+from wings_proxy.config.drift import ConfigFile
+from wings_proxy.config.kinds import shown
+from wings_proxy.config.load import ConfigError, Resolved, config_path, resolve
+from wings_proxy.config.settings import Config
 from wings_proxy.engines import ENGINES
-from wings_proxy.launch import render
-from wings_proxy.launch_spec import launch_spec
-
-EXIT_FAILED: Final = 1
-EXIT_CONFIG: Final = 2
+from wings_proxy.exit_codes import ExitCode
+from wings_proxy.handover.launch import render
+from wings_proxy.handover.launch_spec import launch_spec
+from wings_proxy.proxy.key_files import read_key_files
 
 
 def main(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     """Run one command; return the exit code."""
-    options = _parser().parse_args(arguments)
     try:
-        match options.command:
-            case "render":
-                return _render(load_config(environ), argv=options.argv, out=options.out)
-            case "check":
-                return _check(environ)
-            case "up":
-                from wings_proxy.up import up
-
-                return asyncio.run(up(environ, ask=options.ask, once=options.once))
-            case _:
-                from wings_proxy.serve import run_serve
-
-                path = config_path(environ)
-                # Before it is loaded: a change in between is then reported, rather than never seen.
-                file = None if path is None else ConfigFile.read(path)
-                return run_serve(load_config(environ), file)
+        return _run(parse_arguments(arguments), environ)
+    except PageAsked as page:
+        return _output(_encoded(str(page)))
+    except ArgumentsError as error:
+        _say([str(error)])
     except ConfigError as error:
-        for problem in error.problems:
-            print(problem, file=sys.stderr)
-        return EXIT_CONFIG
+        _say(error.problems)
+    return ExitCode.NOT_STARTED
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="wings-proxy",
-        description="The sidecar that makes an LLM engine a good citizen of Kubernetes.",
-        epilog="Settings come from the environment, over the YAML file that WINGS_CONFIG names, over defaults.\n"
-        "`wings-proxy check` shows every one with its value and source:\n\n" + _settings_help(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"wings-proxy {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="command")
-    commands.add_parser("serve", help="run the sidecar (the default)")
-    render_command = commands.add_parser("render", help="print the engine's launch script")
-    render_command.add_argument("--argv", action="store_true", help="print the engine's command as a JSON list instead")
-    render_command.add_argument("--out", metavar="FILE", type=Path, help="write to FILE instead of standard output")
-    commands.add_parser("check", help="check the configuration and show every setting with its source")
-    up_command = commands.add_parser("up", help="run sidecar and engine on this machine")
-    up_command.add_argument(
-        "--ask", metavar="TEXT", action="append", default=[], help="when ready, ask TEXT and stream the answer"
-    )
-    up_command.add_argument("--once", action="store_true", help="stop after the answers instead of staying up")
-    return parser
+def _run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    if options.command == RENDER:
+        return _render(_told(resolve(environ)).config, argv=options.argv, out=options.out)
+    if options.command == CHECK:
+        return _check(_told(resolve(environ)))
+    if options.command == UP:
+        from wings_proxy.local.up import up
 
+        return asyncio.run(up(environ, ask=options.ask, once=options.once))
+    from wings_proxy.serve import run_serve
+    from wings_proxy.server.allocator import keep_freed_memory
 
-def _settings_help() -> str:
-    return "\n".join(f"  {setting.env:<32} {setting.meaning}" for setting in SETTINGS if setting.env)
+    path = config_path(environ)
+    # Before it is loaded: a change in between is then reported, rather than never seen.
+    file = None if path is None else ConfigFile.read(path)
+    keep_freed_memory()
+    return run_serve(resolve(environ), file)
 
 
 def _render(config: Config, *, argv: bool, out: Path | None) -> int:
@@ -86,24 +65,58 @@ def _render(config: Config, *, argv: bool, out: Path | None) -> int:
         if argv
         else render(launch_spec(config, engine)).text
     )
+    if out is None:
+        return _output(data)
     try:
-        if out is None:
-            # Not through sys.stdout: what a full disk refused would be tried again, and complained of, at exit.
-            with open(sys.stdout.fileno(), "wb", closefd=False) as output:
-                output.write(data)
-        else:
-            out.write_bytes(data)
-            out.chmod(0o755)
+        out.write_bytes(data)
+        out.chmod(0o755)
     except OSError as error:
-        target = "standard output" if out is None else f"--out {out}"
-        print(f"{target}: cannot be written: {error.strerror}", file=sys.stderr)
-        return EXIT_FAILED
-    return 0
+        _say([f"--out {shown(str(out))}: cannot be written: {error.strerror}"])
+        return ExitCode.FAILED
+    return ExitCode.DONE
 
 
-def _check(environ: Mapping[str, str]) -> int:
-    resolved = resolve(environ)
-    for setting in SETTINGS:
-        value = setting.kind.to_text(getattr(resolved.config, setting.field))
-        print(f"{setting.name:<32} {value:<40} {resolved.sources[setting.field]}")
-    return 0
+def _check(resolved: Resolved) -> int:
+    read_key_files(resolved.config)
+    # A value may hold what a terminal would act on.
+    return _output(
+        _encoded(
+            "".join(
+                f"{name:<32} {shown(value, limit=100_000):<40} {source}\n" for name, value, source in resolved.lines()
+            )
+        )
+    )
+
+
+def _told(resolved: Resolved) -> Resolved:
+    _say(resolved.warnings)
+    return resolved
+
+
+def _say(lines: Sequence[str]) -> None:
+    """Tell a person; if nobody is there, the exit code still tells."""
+    try:
+        for line in lines:
+            print(line, file=sys.stderr)
+        sys.stderr.flush()
+    except OSError:
+        # What is still buffered would be tried again, and complained of, at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode(sys.stdout.encoding, "backslashreplace")
+
+
+def _output(data: bytes) -> int:
+    """Write a command's result; return the exit code."""
+    try:
+        # Not through sys.stdout, which keeps what it could not write, tries again and complains at exit.
+        with open(sys.stdout.fileno(), "wb", closefd=False) as output:
+            output.write(data)
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            return ExitCode.BROKEN_PIPE
+        _say([f"standard output: cannot be written: {error.strerror}"])
+        return ExitCode.FAILED
+    return ExitCode.DONE

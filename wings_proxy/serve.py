@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 import signal
 import socket
 import sys
@@ -21,50 +20,82 @@ from typing import Final
 from aiohttp import web
 
 from wings_proxy import __version__
-from wings_proxy.admission import ForwardSettings
-from wings_proxy.api_keys import ApiKeys, ApiKeysError, parse_keys
-from wings_proxy.app import Runner, make_app, make_dispatcher
-from wings_proxy.config import Config
-from wings_proxy.config_drift import ConfigFile
-from wings_proxy.config_load import ConfigError
+from wings_proxy.config.drift import ConfigFile
+from wings_proxy.config.load import ConfigError, Resolved
+from wings_proxy.config.settings import Config
 from wings_proxy.engines import ENGINES
-from wings_proxy.forward import Forwarder
-from wings_proxy.inflight import Inflight
-from wings_proxy.launch import render
-from wings_proxy.launch_spec import launch_spec
-from wings_proxy.lifecycle import Rules, Snapshot, Transition
-from wings_proxy.log import set_up_logging
-from wings_proxy.metrics import RequestMetrics
-from wings_proxy.probe import HealthProbe, Prober
-from wings_proxy.routes import Routes
-from wings_proxy.state_metrics import StateMetrics
-from wings_proxy.status import Status
-from wings_proxy.supervisor import Supervisor
-from wings_proxy.upstream import Pool
-from wings_proxy.volume import Volume
+from wings_proxy.engines.failure_reasons import Reason
+from wings_proxy.engines.log_stats import LogStats
+from wings_proxy.exit_codes import ExitCode
+from wings_proxy.handover.disk_threads import DiskThreads
+from wings_proxy.handover.launch import render
+from wings_proxy.handover.launch_spec import launch_spec
+from wings_proxy.handover.volume import Volume
+from wings_proxy.handover.volume_lock import VolumeLock
+from wings_proxy.lifecycle.engine_log import LogCounts
+from wings_proxy.lifecycle.probe import HealthProbe, Prober
+from wings_proxy.lifecycle.stall import StallWatch
+from wings_proxy.lifecycle.state import Rules, Snapshot, Transition
+from wings_proxy.lifecycle.supervisor import Supervisor
+from wings_proxy.lifecycle.timeline import Timeline
+from wings_proxy.listen_errors import cannot_listen
+from wings_proxy.proxy.access_log import AccessLog
+from wings_proxy.proxy.admission import ForwardSettings
+from wings_proxy.proxy.api_keys import ApiKeys, ApiKeysError
+from wings_proxy.proxy.forwarder import Forwarder
+from wings_proxy.proxy.inflight import Inflight
+from wings_proxy.proxy.key_files import read_key_files
+from wings_proxy.proxy.request_metrics import RequestMetrics
+from wings_proxy.proxy.upstream import Pool
+from wings_proxy.server.access import Access
+from wings_proxy.server.app import make_app, make_dispatcher, make_engine_route
+from wings_proxy.server.bounded_connection import Bounds
+from wings_proxy.server.connection_cap import cap_for
+from wings_proxy.server.descriptor_limit import raise_descriptor_limit
+from wings_proxy.server.docs import Docs
+from wings_proxy.server.engine_document import EngineDocument
+from wings_proxy.server.engine_version import EngineVersion
+from wings_proxy.server.listener import Listener
+from wings_proxy.server.routes import Routes
+from wings_proxy.server.runner import Runner
+from wings_proxy.server.status import Status
+from wings_proxy.server.status_page import StatusPage
+from wings_proxy.stop_requests import StopRequests
+from wings_proxy.telemetry.connection_metrics import ConnectionMetrics
+from wings_proxy.telemetry.engine_families import EngineFamilies
+from wings_proxy.telemetry.engine_scrape import EngineScrape
+from wings_proxy.telemetry.engine_work import EngineWork
+from wings_proxy.telemetry.log import set_up_logging
+from wings_proxy.telemetry.loop_lag import LoopLag
+from wings_proxy.telemetry.scrape import MetricsPage
+from wings_proxy.telemetry.state_metrics import StateMetrics
 
 _log = logging.getLogger(__name__)
 
 # What is left when the drain is over was cut on purpose and needs only its last bytes sent.
 _FAREWELL_SECONDS: Final = 1.0
 _BACKLOG: Final = 1024
-_EXIT_SECOND_SIGNAL: Final = 128 + signal.SIGTERM
 
 
-def run_serve(config: Config, config_file: ConfigFile | None = None) -> int:
+def run_serve(resolved: Resolved, config_file: ConfigFile | None = None) -> int:
     """Run the sidecar until it is told to stop; return the exit code. Raises `ConfigError` before anything starts.
 
     `config_file` is where the configuration came from, to tell when it has changed.
     """
-    set_up_logging(form=config.log_format, level=config.log_level, access=config.access_log)
-    engine_key = _engine_key(config)
+    config = resolved.config
     loop_factory = _loop_factory(config)
+    engine_key = read_key_files(config)
+    lines = set_up_logging(form=config.log_format, level=config.log_level)
+    access_log = AccessLog(lines.keep, form=config.log_format) if config.access_log else None
+    for line in resolved.warnings:
+        _log.warning("%s", line)
     _settle_garbage()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.get_loop().set_default_executor(DiskThreads())
         try:
-            return runner.run(serve(config, engine_key, config_file))
+            return runner.run(serve(resolved, engine_key, config_file, access_log, lambda: lines.lost))
         except asyncio.CancelledError:
-            return _EXIT_SECOND_SIGNAL
+            return ExitCode.TERMINATED
 
 
 def _loop_factory(config: Config) -> Callable[[], asyncio.AbstractEventLoop]:
@@ -87,15 +118,24 @@ def _settle_garbage() -> None:
     gc.set_threshold(5_000, 50, 100)
 
 
-async def serve(config: Config, engine_key: bytes | None, config_file: ConfigFile | None = None) -> int:
+async def serve(
+    resolved: Resolved,
+    engine_key: bytes | None,
+    config_file: ConfigFile | None = None,
+    access_log: AccessLog | None = None,
+    log_lines_lost: Callable[[], int] = int,
+) -> int:
     """Put the sidecar together and run it until it may leave; return the exit code."""
-    loop = asyncio.get_running_loop()
+    loop, config = asyncio.get_running_loop(), resolved.config
     engine = ENGINES[config.engine_type]
     api_keys = await _client_keys(config)
 
+    descriptors = raise_descriptor_limit()
     inflight = Inflight(time.monotonic)
     routes = Routes(engine, allow_admin=config.allow_admin, allow_all=config.allow_all_paths)
     metrics = RequestMetrics(routes.templates)
+    metrics.log_lines_lost = log_lines_lost
+    access = Access(api_keys, metrics_auth=config.metrics_auth, origins=config.cors_origins)
     settings = _forward_settings(config, engine_key)
     pool = Pool(
         loop,
@@ -106,18 +146,25 @@ async def serve(config: Config, engine_key: bytes | None, config_file: ConfigFil
     probe = HealthProbe(
         engine, config.engine_port, timeout=config.probe_timeout_seconds, api_key=engine_key, clock=time.monotonic
     )
-    prober = Prober(probe, interval=config.probe_interval_seconds)
-    rules = _rules(config)
+    prober = Prober(probe, interval=config.probe_interval_seconds, worked=lambda: work.goes_on())  # noqa: PLW0108
+    rules, volume_lock = _rules(config), VolumeLock()
+    log_stats, log_counts = LogStats(engine.log_reader), LogCounts()
     supervisor = Supervisor(
         rules=rules,
         script=render(launch_spec(config, engine)),
-        volume=Volume(Path(config.shared_volume_path)),
+        volume=Volume(Path(config.shared_volume_path), lock=volume_lock),
         pool=pool,
         inflight=inflight,
         prober=prober,
-        load_phases=engine.load_phases,
+        engine=engine,
+        counters=lambda: work.counters(),  # noqa: PLW0108 - made below, as what is looked at needs the snapshot
+        ask_for_work=lambda: probe.ask_for_a_token(config.stall_seconds or 0.0),
+        stall=None if config.stall_seconds is None else StallWatch(config.stall_seconds),
         clock=time.monotonic,
-        on_transition=lambda transition, snapshot: _announce(transition, snapshot, state_metrics),
+        on_transition=lambda transition, snapshot: _announce(transition, snapshot, state_metrics, timeline),
+        on_look=lambda snapshot: state_metrics.looked(snapshot),  # noqa: PLW0108 - made below
+        log_reader=log_stats,
+        log_counts=log_counts,
         config_file=config_file,
     )
     state_metrics = StateMetrics(
@@ -125,7 +172,30 @@ async def serve(config: Config, engine_key: bytes | None, config_file: ConfigFil
         snapshot=lambda: supervisor.snapshot,
         clock=time.monotonic,
         build={"version": __version__, "engine_type": engine.name, "model_name": config.model_name},
+        failure_reasons=Reason,
     )
+    scrape = EngineScrape(
+        engine,
+        config.engine_port,
+        timeout=config.scrape_timeout_seconds,
+        max_bytes=config.scrape_max_bytes,
+        api_key=engine_key,
+        clock=time.monotonic,
+        epoch=lambda: supervisor.snapshot.epoch,
+        # Who was never ready has no page; who was, and is not said to have ended, may have one.
+        listening=lambda: supervisor.snapshot.may_listen,
+    )
+    work = EngineWork(scrape.page, has_requests=lambda: inflight.at_engine > 0)
+    engine_families = EngineFamilies(
+        metrics.registry,
+        model_name=config.model_name,
+        from_log=lambda: log_stats.sample(time.monotonic()),
+        log_counts=log_counts,
+        succeeded_at=lambda: scrape.succeeded_at,
+        clock=time.monotonic,
+    )
+    metrics_page = MetricsPage(metrics.registry, scrape, engine_families)
+    lag = LoopLag(metrics.registry, clock=time.monotonic)
     forwarder = Forwarder(
         settings,
         pool=pool,
@@ -135,6 +205,7 @@ async def serve(config: Config, engine_key: bytes | None, config_file: ConfigFil
         authorize=api_keys,
         # What a request runs into is news before the next probe is due.
         on_fault=lambda _: prober.soon(),
+        access_log=access_log,
     )
     status = Status(
         rules=rules,
@@ -142,71 +213,94 @@ async def serve(config: Config, engine_key: bytes | None, config_file: ConfigFil
         came_round_at=lambda: supervisor.came_round_at,
         clock=time.monotonic,
     )
-    app = make_app(engine=engine, status=status, registry=metrics.registry)
-    _handle_signals(loop, _Stop(supervisor, forwarder))
+    timeline = Timeline(supervisor.snapshot)
+    app = make_app(
+        status=status,
+        page=StatusPage(
+            status=status,
+            metrics=metrics,
+            timeline=timeline,
+            engine=metrics_page.figures,
+            engine_version=EngineVersion(config.engine_port, engine, engine_key, lambda: supervisor.snapshot).get,
+            settings=tuple(resolved.lines()),
+            engine_type=engine.name,
+            model_name=config.model_name,
+            host=socket.gethostname(),
+            clock=time.monotonic,
+        ),
+        docs=Docs(
+            engine.inference_paths,
+            model=engine.served_model(config),
+            asks_key=api_keys is not None,
+            engine_document=engine.document_path is not None,
+        ),
+        engine_document=EngineDocument(config.engine_port, engine, engine_key, lambda: supervisor.snapshot),
+        metrics=metrics_page,
+        access=access,
+    )
+    main = asyncio.current_task()
+    assert main is not None
+
+    def ask() -> None:
+        _log.info("asked to stop: draining")
+        forwarder.closing = True
+        supervisor.drain()
+
+    def force() -> None:
+        _log.warning("second signal: ending at once")
+        main.cancel()
+
+    _handle_signals(loop, StopRequests(time.monotonic, ask=ask, force=force))
     runner = Runner(
         app,
+        forwarder,
+        make_engine_route(routes),
         handle_signals=False,
         handler_cancellation=True,
         access_log=None,
         auto_decompress=False,
         shutdown_timeout=_FAREWELL_SECONDS,
+        keepalive_timeout=config.keepalive_timeout_seconds,
+        bounds=Bounds(head_seconds=config.header_timeout_seconds, farewell_seconds=config.write_stall_seconds),
+        most_connections=config.max_connections or cap_for(descriptors),
+        on_refusal=metrics.refused,
+        origin_lines=access.allowed_lines,
     )
     await runner.setup()
     assert runner.server is not None
-    runner.server.request_handler = make_dispatcher(routes, forwarder, runner.server.request_handler)
+    ConnectionMetrics(metrics.registry, runner.connections)
+    runner.server.request_handler = make_dispatcher(routes, runner.server.request_handler, access, metrics.refused)
     try:
         if not await _listen(runner, config):
-            return 1
-        async with probe, asyncio.TaskGroup() as group:
+            return ExitCode.FAILED
+        async with probe, scrape, asyncio.TaskGroup() as group:
+            lag.start(loop)
             reload = group.create_task(api_keys.watch(), name="API key reload") if api_keys is not None else None
             await group.create_task(supervisor.run(), name="supervisor")
             if reload is not None:
                 reload.cancel()
     finally:
+        lag.stop()
         forwarder.cut_all()
         await runner.cleanup()
         pool.close()
-    return 0
+        volume_lock.release()
+    return ExitCode.DONE
 
 
 async def _listen(runner: web.AppRunner, config: Config) -> bool:
     try:
-        await web.TCPSite(runner, config.host or None, config.port, backlog=_BACKLOG).start()
+        await Listener(
+            runner, config.host or None, config.port, backlog=_BACKLOG, silence_seconds=config.write_stall_seconds
+        ).start()
     except OSError as error:
-        where = f"WINGS_PORT={config.port}" + (f" on WINGS_HOST={config.host}" if config.host else "")
-        print(f"{where}: cannot listen: {_why(error)}", file=sys.stderr)
+        print(cannot_listen("WINGS_PORT", config.port, error, host=config.host), file=sys.stderr)
         return False
     fields = {"port": config.port, "engine": config.engine_type, "version": __version__}
     _log.info("listening", extra={"fields": fields})
     if config.trust_remote_code and "--trust-remote-code" in ENGINES[config.engine_type].argv(config):
         _log.warning("TRUST_REMOTE_CODE is on: the engine runs Python code that comes with the model")
     return True
-
-
-def _why(error: OSError) -> str:
-    # asyncio wraps the system's words into a sentence of its own; a name that does not resolve has no such words.
-    return error.strerror or str(error) if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
-
-
-class _Stop:
-    """What SIGTERM and SIGINT do: the first drains, the second ends at once."""
-
-    def __init__(self, supervisor: Supervisor, forwarder: Forwarder) -> None:
-        self._supervisor = supervisor
-        self._forwarder = forwarder
-        self._main = asyncio.current_task()
-
-    def __call__(self) -> None:
-        """Take one signal."""
-        if self._forwarder.closing:
-            _log.warning("second signal: ending at once")
-            assert self._main is not None
-            self._main.cancel()
-            return
-        _log.info("asked to stop: draining")
-        self._forwarder.closing = True
-        self._supervisor.drain()
 
 
 def _handle_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
@@ -217,8 +311,9 @@ def _handle_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-def _announce(transition: Transition, snapshot: Snapshot, metrics: StateMetrics) -> None:
-    metrics.changed(transition, snapshot)
+def _announce(transition: Transition, snapshot: Snapshot, metrics: StateMetrics, timeline: Timeline) -> None:
+    metrics.changed(transition)
+    timeline.changed(snapshot)
     _log.info(
         "%s -> %s",
         transition.source,
@@ -254,26 +349,11 @@ def _forward_settings(config: Config, engine_key: bytes | None) -> ForwardSettin
         first_byte_timeout_seconds=config.first_byte_timeout_seconds,
         idle_timeout_seconds=config.idle_timeout_seconds,
         write_stall_seconds=config.write_stall_seconds,
+        body_patience_seconds=config.body_timeout_seconds,
         max_body_bytes=config.max_body_bytes,
         max_inflight=config.max_inflight or None,
         engine_authorization=None if engine_key is None else b"Bearer " + engine_key,
     )
-
-
-def _engine_key(config: Config) -> bytes | None:
-    """Return the key the engine asks for."""
-    if not config.engine_api_key_file:
-        return None
-    name = f"WINGS_ENGINE_API_KEY_FILE={config.engine_api_key_file}"
-    try:
-        keys = parse_keys(Path(config.engine_api_key_file).read_bytes())
-    except OSError as error:
-        raise ConfigError((f"{name}: cannot be read: {error.strerror}",)) from None
-    except ValueError as error:
-        raise ConfigError((f"{name}: {error}",)) from None
-    if len(keys) != 1:
-        raise ConfigError((f"{name}: must hold one key, holds {len(keys)}",))
-    return next(iter(keys))
 
 
 async def _client_keys(config: Config) -> ApiKeys | None:
@@ -284,5 +364,5 @@ async def _client_keys(config: Config) -> ApiKeys | None:
     try:
         await keys.load()
     except ApiKeysError as error:
-        raise ConfigError((f"WINGS_API_KEYS_FILE={config.api_keys_file}: {error}",)) from None
+        raise ConfigError((f"WINGS_API_KEYS_FILE: {error}",)) from None  # it has changed since it was looked at
     return keys

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.bench.measure import run_rounds
+from tests.bench.overhead import LOADS, Overhead, measure_overhead, overhead_section
 from tests.bench.peers import ROOT, MissingPeerError, Variant, find_envoy, find_nginx, variants
 from tests.bench.report import start_section, target_section, workload_section
 from tests.bench.results import Results
@@ -27,6 +28,7 @@ _OPEN_FILES: Final = 65_536
 _QUICK_ROUNDS: Final = 3
 _QUICK_WINDOW: Final = 0.6
 _QUICK_SLACK: Final = 0.25
+_PAIRS: Final = 300
 _BUSY_TOOLS: Final = 0.9
 
 
@@ -42,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
     slack = options.slack if options.slack is not None else _QUICK_SLACK if options.quick else 0.0
     proxy_cores, tool_cores = _share_cores()
     _raise_open_files()
+    if options.instruments:
+        return _instruments(options, proxy_cores, tool_cores, slack)
     try:
         found = variants(
             nginx=find_nginx(options.nginx), envoy=find_envoy(options.envoy), compare=tuple(options.compare)
@@ -55,15 +59,44 @@ def main(argv: Sequence[str]) -> int:
         print(error, file=sys.stderr)
         return _EXIT_MISSING
     judgements = [judge(target, results, slack=slack) for target in TARGETS]
-    setting = (
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}, "
-        f"Python {platform.python_version()}; {rounds} rounds, medians; load average "
-        f"{', '.join(f'{load:.1f}' for load in results.loads)}; {time.monotonic() - began:.0f} s"
-    )
+    setting = f"{_machine()}; {rounds} rounds, medians; load average "
+    setting += f"{', '.join(f'{load:.1f}' for load in results.loads)}; {time.monotonic() - began:.0f} s"
     print(_report(results, chosen, found, judgements, setting))
     _write_json(options.json, results, judgements, setting)
     print(f"\nThe figures of every round: {options.json}")
     return exit_code(results, judgements, gate=options.gate)
+
+
+def _instruments(
+    options: argparse.Namespace, proxy_cores: frozenset[int], tool_cores: frozenset[int], slack: float
+) -> int:
+    """Measure what the instruments cost, and nothing else."""
+    began = time.monotonic()
+    chosen = [workload for workload in WORKLOADS if workload.name in (options.workloads or LOADS)]
+    try:
+        with running_tools(options.cache, tool_cores) as tools:
+            os.sched_setaffinity(0, tool_cores)
+            measured = measure_overhead(tools, chosen, proxy_cores, pair_count=options.pairs, say=_say)
+    except MissingPeerError as error:
+        print(error, file=sys.stderr)
+        return _EXIT_MISSING
+    print(f"\n{_machine()}; load average {os.getloadavg()[0]:.1f}; {time.monotonic() - began:.0f} s\n")
+    print(overhead_section(measured))
+    return overhead_exit_code(measured, slack=slack, gate=options.gate)
+
+
+def overhead_exit_code(measured: Sequence[Overhead], *, slack: float, gate: str) -> int:
+    """Return 1 if the instruments cost more than the gate allows, or an answer was wrong; else 0."""
+    verdicts = {each.verdict(slack) for each in measured}
+    failing = {"limits": {Verdict.FAILED}, "targets": {Verdict.FAILED, Verdict.MISSED}, "nothing": set()}[gate]
+    return _EXIT_LIMIT if verdicts & failing or (gate != "nothing" and any(each.failed for each in measured)) else 0
+
+
+def _machine() -> str:
+    return (
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}, "
+        f"Python {platform.python_version()} of {sys.base_prefix}"
+    )
 
 
 def _report(
@@ -146,6 +179,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="what makes the exit code 1: a figure beyond its hard limit (default), a missed target, nothing",
     )
     parser.add_argument("--slack", type=float, help="widen the hard limits, 0.25 by a quarter (the default of --quick)")
+    parser.add_argument(
+        "--instruments", action="store_true", help="only what our metrics and access log cost (no peer is needed)"
+    )
+    parser.add_argument("--pairs", type=int, default=_PAIRS, help=f"of slices of time, for --instruments ({_PAIRS})")
     parser.add_argument("--compare", type=Path, action="append", default=[], help="another checkout of ours")
     parser.add_argument("--json", type=Path, default=ROOT / "build/bench.json", help="where the figures go")
     parser.add_argument("--cache", type=Path, default=ROOT / "build/bench-tools", help="where the load tools are built")

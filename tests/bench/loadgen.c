@@ -1,9 +1,13 @@
 /* Load for a proxy in front of mockengine; every byte of every answer is checked.
  *
- * Each connection sends its next request when the answer before is complete. Connections start one after another
- * over the ramp. After the warm-up a window of so many seconds is counted: requests and events that end in it, the
+ * Each connection sends its next request when the answer before is complete. Requests look like openai-python's; their
+ * lengths and request ids differ from one to the next, unless they are to be the same (--same). Head and body are one
+ * write, or two (--split), as openai-python's are. Connections start one after another over the ramp. After the warm-up a window of so many seconds is counted: requests and events that end in it, the
  * CPU time of the watched processes between its two ends (their own CPU clocks, ns), their memory at its end. Then
  * answers under way are awaited, or cut (--cut: paced streams would take seconds to end).
+ *
+ * --slices=N parts the window into N, and takes CPU time and counts of each. The watched process is told by SIGUSR1 and
+ * SIGUSR2 which kind each is: on, off, off, on, ... so that neither kind is always the first of its pair.
  *
  * Prints one JSON object. Times are microseconds: `latency` request to last byte, `first_byte` request to the first
  * byte of the body, `lag` event sent by the engine to event read here.
@@ -23,7 +27,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { HEAD_LIMIT = 8192, READ_SIZE = 1 << 18, EVENTS_AT_ONCE = 512, WATCHED_LIMIT = 64, FAILURE_LIMIT = 200 };
+enum { HEAD_LIMIT = 8192, READ_SIZE = 1 << 18, EVENTS_AT_ONCE = 512, WATCHED_LIMIT = 64, FAILURE_LIMIT = 200,
+       VARIETY = 16, LENGTH_STEP = 61, ID_DIGITS = 32, SLICES_LIMIT = 4096 };
 static const uint64_t SECOND = 1000000000u, STUCK_AFTER = 10 * SECOND;
 
 struct samples {
@@ -37,6 +42,8 @@ enum chunk { CHUNK_SIZE, CHUNK_SIZE_END, CHUNK_DATA, CHUNK_DATA_CR, CHUNK_DATA_L
 struct connection {
     int fd;
     enum phase phase;
+    const struct request *request;
+    uint64_t number;       /* of the request, in its id */
     size_t sent;
     uint64_t begun;
     bool counted;          /* the request began inside the window */
@@ -51,14 +58,21 @@ struct connection {
     const char *fault;     /* what is wrong with the answer */
 };
 
-static int port, connection_count = 1, cut;
+struct request {
+    char *bytes;
+    size_t size, head_size, id_at; /* id_at 0: it has no id */
+};
+
+static int port, connection_count = 1, cut, same, split;
 static double window_seconds = 1, warmup_seconds, ramp_seconds;
-static long events, interval, ticks, answer_size, upload = 300;
+static long events, interval, ticks, answer_size, upload = 300, slice_count;
 static const char *key = "none";
 
 static int poller, alive;
-static char *request, *expected_answer;
-static size_t request_size, stream_size;
+static struct request requests[VARIETY];
+static uint64_t begun_requests;
+static char *expected_answer;
+static size_t stream_size;
 static bool in_window, ending;
 static uint64_t window_begin, window_end;
 static struct samples latency, first_byte, lag;
@@ -67,6 +81,13 @@ static char first_failure[400];
 static pid_t watched[WATCHED_LIMIT];
 static int watched_count;
 static pid_t engine;
+
+struct slice {
+    double cpu_seconds;
+    uint64_t answers, events;
+};
+static struct slice slice_ends[SLICES_LIMIT + 1]; /* as of the window's begin, and of each slice's end */
+static long slice_number;
 
 static void fatal(const char *what)
 {
@@ -139,6 +160,16 @@ static long watched_bytes(void)
     return sum;
 }
 
+/* End a slice, and begin the next. */
+static void next_slice(void)
+{
+    slice_ends[slice_number] = (struct slice){watched_cpu_seconds(), answers, event_count};
+    bool on = slice_number % 4 == 0 || slice_number % 4 == 3 || slice_number == slice_count;
+    if (kill(watched[0], on ? SIGUSR1 : SIGUSR2))
+        fatal("loadgen: a watched process is gone");
+    slice_number++;
+}
+
 static double tool_cpu_seconds(void)
 {
     return cpu_seconds(getpid()) + (engine ? cpu_seconds(engine) : 0);
@@ -191,15 +222,23 @@ static void dial(struct connection *c)
 
 static void send_request(struct connection *c)
 {
-    ssize_t done = send(c->fd, request + c->sent, request_size - c->sent, MSG_NOSIGNAL);
-    if (done < 0) {
-        if (errno != EAGAIN)
-            fail(c, "the connection broke while the request was sent");
-        return;
+    const struct request *r = c->request;
+    if (r->id_at) { /* shared by all connections, and written anew for each send */
+        put_hex(r->bytes + r->id_at, c->number * 0x9e3779b97f4a7c15u, ID_DIGITS / 2);
+        put_hex(r->bytes + r->id_at + ID_DIGITS / 2, c->number, ID_DIGITS / 2);
     }
-    c->sent += (size_t)done;
+    ssize_t done = 0;
+    do {
+        size_t end = split && c->sent < r->head_size ? r->head_size : r->size;
+        done = send(c->fd, r->bytes + c->sent, end - c->sent, MSG_NOSIGNAL);
+        if (done < 0 && errno != EAGAIN) {
+            fail(c, "the connection broke while the request was sent");
+            return;
+        }
+        c->sent += done > 0 ? (size_t)done : 0;
+    } while (done > 0 && c->sent == r->head_size && c->sent < r->size);
     enum phase before = c->phase;
-    c->phase = c->sent < request_size ? SENDING : READING;
+    c->phase = c->sent < r->size ? SENDING : READING;
     if (c->phase != before)
         watch(c, c->phase == SENDING ? EPOLLIN | EPOLLOUT : EPOLLIN, EPOLL_CTL_MOD);
 }
@@ -213,6 +252,8 @@ static void begin(struct connection *c)
         return;
     }
     c->begun = now_ns();
+    c->number = begun_requests++;
+    c->request = &requests[c->number % (same ? 1 : VARIETY)];
     c->counted = in_window;
     c->sent = c->head_size = c->position = 0;
     c->head[0] = 0;
@@ -410,20 +451,37 @@ static void serve(struct connection *c, uint32_t what)
 
 /* ---- the run */
 
-static void make_request(void)
+static void make_request(struct request *r, size_t wanted)
 {
-    char *body = make_body((size_t)upload, REQUEST_BEFORE, REQUEST_AFTER);
+    char *body = make_body(wanted, REQUEST_BEFORE, REQUEST_AFTER);
     size_t body_size = strlen(body);
-    if (!(request = malloc(body_size + 1024)))
+    if (!(r->bytes = malloc(body_size + 2048)))
         abort();
-    int head = sprintf(request,
-                       "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nAccept: application/json\r\n"
-                       "User-Agent: OpenAI/Python 2.8.0\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\n"
-                       "X-Bench: upload=%zu size=%ld events=%ld interval=%ld ticks=%ld\r\nContent-Length: %zu\r\n\r\n",
-                       port, key, body_size, answer_size, events, interval, ticks, body_size);
-    memcpy(request + head, body, body_size);
-    request_size = (size_t)head + body_size;
+    int head = sprintf(r->bytes,
+                       "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nAccept-Encoding: gzip, deflate\r\n"
+                       "Connection: keep-alive\r\nAccept: application/json\r\nContent-Type: application/json\r\n"
+                       "User-Agent: OpenAI/Python 2.8.0\r\nX-Stainless-Lang: python\r\n"
+                       "X-Stainless-Package-Version: 2.8.0\r\nX-Stainless-OS: Linux\r\nX-Stainless-Arch: x64\r\n"
+                       "X-Stainless-Runtime: CPython\r\nX-Stainless-Runtime-Version: 3.12.11\r\n"
+                       "Authorization: Bearer %s\r\nX-Stainless-Async: async:asyncio\r\n"
+                       "x-stainless-retry-count: 0\r\nx-stainless-read-timeout: 600\r\n"
+                       "X-Bench: size=%ld events=%ld interval=%ld ticks=%ld\r\nContent-Length: %zu\r\n",
+                       port, key, answer_size, events, interval, ticks, body_size);
+    if (!same) {
+        r->id_at = (size_t)head + strlen("X-Request-Id: ");
+        head += sprintf(r->bytes + head, "X-Request-Id: %0*d\r\n", ID_DIGITS, 0);
+    }
+    head += sprintf(r->bytes + head, "\r\n");
+    memcpy(r->bytes + head, body, body_size);
+    r->head_size = (size_t)head;
+    r->size = (size_t)head + body_size;
     free(body);
+}
+
+static void make_requests(void)
+{
+    for (int i = 0; i < (same ? 1 : VARIETY); i++)
+        make_request(&requests[i], (size_t)(upload + i * LENGTH_STEP));
     expected_answer = make_body((size_t)answer_size, ANSWER_BEFORE, ANSWER_AFTER);
     stream_size = (size_t)events * EVENT_SIZE + LAST_EVENT_SIZE;
 }
@@ -441,6 +499,7 @@ static void parse_options(int count, char **words)
         {"port", 1, 0, 'p'}, {"connections", 1, 0, 'c'}, {"seconds", 1, 0, 's'}, {"warmup", 1, 0, 'w'},
         {"ramp", 1, 0, 'r'}, {"events", 1, 0, 'e'}, {"interval", 1, 0, 'i'}, {"ticks", 0, 0, 't'}, {"size", 1, 0, 'z'},
         {"upload", 1, 0, 'u'}, {"key", 1, 0, 'k'}, {"watch", 1, 0, 'P'}, {"engine", 1, 0, 'E'}, {"cut", 0, &cut, 1},
+        {"same", 0, &same, 1}, {"split", 0, &split, 1}, {"slices", 1, 0, 'n'},
         {0, 0, 0, 0}};
     for (int option; (option = getopt_long(count, words, "", known, NULL)) != -1;) {
         switch (option) {
@@ -457,12 +516,17 @@ static void parse_options(int count, char **words)
         case 'k': key = optarg; break;
         case 'P': parse_pids(optarg); break;
         case 'E': engine = atoi(optarg); break;
+        case 'n': slice_count = atol(optarg); break;
         case 0: break;
         default: exit(2);
         }
     }
     if (!port || connection_count < 1) {
         fprintf(stderr, "loadgen: --port and --connections are needed\n");
+        exit(2);
+    }
+    if (slice_count < 0 || slice_count > SLICES_LIMIT || (slice_count && !watched_count)) {
+        fprintf(stderr, "loadgen: --slices is at most %d, and needs --watch\n", SLICES_LIMIT);
         exit(2);
     }
 }
@@ -481,13 +545,28 @@ static void end_run(struct connection *all)
     }
 }
 
+/* When the next slice begins; after the last one, when that ends. */
+static uint64_t slice_begin(uint64_t begin_at, uint64_t end_at)
+{
+    return begin_at + (end_at - begin_at) / (uint64_t)slice_count * (uint64_t)slice_number;
+}
+
+static void print_slices(void)
+{
+    printf(", \"slices\": [");
+    for (long i = 1; i < slice_number; i++)
+        printf("%s[%.9f, %lu, %lu]", i > 1 ? ", " : "", slice_ends[i].cpu_seconds - slice_ends[i - 1].cpu_seconds,
+               slice_ends[i].answers - slice_ends[i - 1].answers, slice_ends[i].events - slice_ends[i - 1].events);
+    printf("]");
+}
+
 int main(int count, char **words)
 {
     signal(SIGPIPE, SIG_IGN);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     prctl(PR_SET_TIMERSLACK, 1000);
     parse_options(count, words);
-    make_request();
+    make_requests();
     struct connection *all = calloc((size_t)connection_count, sizeof *all);
     if (!all)
         abort();
@@ -510,6 +589,9 @@ int main(int count, char **words)
             window_begin = now;
             in_window = true;
         }
+        /* The signal is sent where the slice ends: what is read from then on belongs to the next. */
+        if (in_window && slice_number <= slice_count && slice_count && now >= slice_begin(begin_at, end_at))
+            next_slice();
         if (in_window && (now >= end_at || ending)) {
             window_end = now;
             in_window = false;
@@ -526,6 +608,8 @@ int main(int count, char **words)
             continue;
         }
         uint64_t next = !window_begin ? begin_at : in_window ? end_at : end_at + STUCK_AFTER;
+        if (in_window && slice_number < slice_count)
+            next = slice_begin(begin_at, end_at);
         for (; born < connection_count && !ending; born++) {
             uint64_t at = start + ramp * (uint64_t)born / (uint64_t)connection_count;
             if (at > now) {
@@ -548,6 +632,7 @@ int main(int count, char **words)
     print_samples("latency", &latency);
     print_samples("first_byte", &first_byte);
     print_samples("lag", &lag);
+    print_slices();
     printf(", \"first_failure\": \"%s\"}\n", first_failure);
     return 0;
 }

@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,11 +19,12 @@ from tests.bench.peers import API_KEY, Launch, Variant
 from tests.bench.results import DIRECT, IMPORTS, START, Metric, Results
 from tests.bench.tools import Load, Tools, on_cores
 from tests.bench.workloads import Workload
+from tests.ports import free_port
 
 _IMPORT_PROGRAM: Final = (
     "import aiofiles, prometheus_client, uvloop, yaml\nfrom aiohttp import web\nprint(flush=True)\ninput()"
 )
-_START_SECONDS: Final = 30.0
+_START_SECONDS: Final = 120.0
 _POLL_SECONDS: Final = 0.002
 _SETTLE_SECONDS: Final = 0.2
 _STOP_SECONDS: Final = 5.0
@@ -48,7 +48,7 @@ class Proxy:
 @contextlib.contextmanager
 def running(variant: Variant, engine_port: int, cores: frozenset[int]) -> Iterator[Proxy]:
     """Run *variant* on *cores*; raises RuntimeError with the end of its output when it does not come up."""
-    port = _free_port()
+    port = free_port()
     with tempfile.TemporaryDirectory(prefix="wings-bench-") as name:
         directory = Path(name)
         launch = variant.launch(directory, port, engine_port)
@@ -123,13 +123,6 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             os.kill(pid, signal.SIGKILL)
         process.kill()
         process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _descendants(pid: int) -> list[int]:

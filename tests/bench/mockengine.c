@@ -3,12 +3,12 @@
  *   mockengine          listens on a free port of 127.0.0.1 and prints it
  *
  * POST anything: the request's `X-Bench` field says what to answer, as name=number words:
- *   upload    size of the request's body, which must be the one of wire.h byte for byte, else the answer is 400
  *   size      a plain answer of so many bytes, or
  *   events    a stream of so many events, chunked, each sent with one send() as uvicorn does
  *   interval  microseconds between events; 0: as fast as they go
  *   ticks     1: all streams emit at common times, as the steps of a real engine's batch do;
  *             0: the first event at once, the others at a phase of the stream's own
+ * The request's body must be that of wire.h, byte for byte, which says its own size; else the answer is 400.
  * GET anything: a list of models, which is also good enough for a health probe.
  *
  * One thread, one epoll, a heap of the streams by the time their next event is due.
@@ -27,7 +27,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { HEAD_LIMIT = 16384, READ_SIZE = 1 << 18, EVENTS_AT_ONCE = 512, BACKLOG = 4096 };
+enum { HEAD_LIMIT = 16384, READ_SIZE = 1 << 18, EVENTS_AT_ONCE = 512, BACKLOG = 4096, BODIES = 127 };
 
 static const char STREAM_HEAD[] = "HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
                                   "transfer-encoding: chunked\r\n\r\n";
@@ -42,7 +42,7 @@ struct connection {
     bool in_body;
     bool altered;             /* a byte of the request's body is wrong */
     size_t body_size, body_seen;
-    long upload, size, events, interval, ticks;
+    long size, events, interval, ticks;
     bool streaming;
     long sent;                /* events of this stream */
     uint64_t due;
@@ -217,25 +217,30 @@ static void emit(struct connection *c, uint64_t now)
 
 /* ---- requests */
 
-/* A body of that size; the two sizes a run uses are kept. */
-static const char *body_of(size_t size, const char *before, const char *after, size_t *kept_size, char **kept)
+struct bodies {
+    const char *before, *after;
+    struct { size_t size; char *bytes; } kept[BODIES];
+};
+
+/* A body of that size; those that a run uses are kept. */
+static const char *body_of(size_t size, struct bodies *of)
 {
-    if (!*kept || *kept_size != size) {
-        free(*kept);
-        *kept = make_body(size, before, after);
-        *kept_size = size;
+    size_t at = size % BODIES;
+    if (!of->kept[at].bytes || of->kept[at].size != size) {
+        free(of->kept[at].bytes);
+        of->kept[at].bytes = make_body(size, of->before, of->after);
+        of->kept[at].size = size;
     }
-    return *kept;
+    return of->kept[at].bytes;
 }
 
 static void answer(struct connection *c)
 {
-    static size_t kept_size;
-    static char *kept;
-    if (c->altered || (long)c->body_size != c->upload) {
+    static struct bodies answers = {ANSWER_BEFORE, ANSWER_AFTER, {{0}}};
+    if (c->altered) {
         send_answer(c, "400 Bad Request", NOT_MINE, sizeof NOT_MINE - 1);
     } else if (!c->events) {
-        send_answer(c, "200 OK", body_of((size_t)c->size, ANSWER_BEFORE, ANSWER_AFTER, &kept_size, &kept), (size_t)c->size);
+        send_answer(c, "200 OK", body_of((size_t)c->size, &answers), (size_t)c->size);
     } else if (send_bytes(c, STREAM_HEAD, sizeof STREAM_HEAD - 1)) {
         uint64_t now = now_ns(), interval = (uint64_t)c->interval * 1000;
         c->streaming = true;
@@ -261,7 +266,6 @@ static bool begin_request(struct connection *c)
     if (!words)
         return !c->body_size; /* a GET */
     words += 2;
-    c->upload = bench_number(words, "upload=");
     c->size = bench_number(words, "size=");
     c->events = bench_number(words, "events=");
     c->interval = bench_number(words, "interval=");
@@ -271,8 +275,7 @@ static bool begin_request(struct connection *c)
 
 static void take_bytes(struct connection *c, const char *bytes, size_t size)
 {
-    static size_t kept_size;
-    static char *kept;
+    static struct bodies requests = {REQUEST_BEFORE, REQUEST_AFTER, {{0}}};
     while (size && c->fd >= 0) {
         if (c->streaming) { /* nobody pipelines here */
             close_connection(c);
@@ -303,7 +306,7 @@ static void take_bytes(struct connection *c, const char *bytes, size_t size)
             c->in_body = true;
         }
         size_t left = c->body_size - c->body_seen, taken = size < left ? size : left;
-        const char *expected = body_of(c->body_size, REQUEST_BEFORE, REQUEST_AFTER, &kept_size, &kept);
+        const char *expected = body_of(c->body_size, &requests);
         c->altered |= memcmp(expected + c->body_seen, bytes, taken) != 0;
         c->body_seen += taken;
         bytes += taken, size -= taken;

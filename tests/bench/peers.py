@@ -230,7 +230,9 @@ def _naive(directory: Path, port: int, engine_port: int) -> Launch:
     return Launch(argv, env={"PYTHONPATH": str(ROOT)})
 
 
-def _ours(checkout: Path, *, features: bool) -> Callable[[Path, int, int], Launch]:
+def ours(checkout: Path, *, features: bool) -> Callable[[Path, int, int], Launch]:
+    """Return how *checkout*'s proxy is started."""
+
     def launch(directory: Path, port: int, engine_port: int) -> Launch:
         env = {
             "PYTHONPATH": str(checkout),
@@ -281,12 +283,12 @@ def find_envoy(given: str | None) -> str:
 
 def variants(*, nginx: str, envoy: str, compare: tuple[Path, ...]) -> list[Variant]:
     """Return every proxy in every set-up; *compare* are other checkouts of ours to measure in the same run."""
-    ours = [(OURS, ROOT), *((f"{OURS} of {checkout}", checkout) for checkout in compare)]
+    checkouts = [(OURS, ROOT), *((f"{OURS} of {checkout}", checkout) for checkout in compare)]
     return [
         Variant(peer, features, launch)
         for features in (True, False)
         for peer, launch in (
-            *((name, _ours(checkout, features=features)) for name, checkout in ours),
+            *((name, ours(checkout, features=features)) for name, checkout in checkouts),
             (NGINX, _nginx(nginx, features=features)),
             (ENVOY, _envoy(envoy, features=features)),
             (NAIVE, _naive),

@@ -27,6 +27,10 @@ class Percentiles(TypedDict):
     max: float
 
 
+Slice = tuple[float, int, int]
+"""Of one slice of the window: CPU seconds of the watched processes, answers, events."""
+
+
 class Load(TypedDict):
     """What the load generator reports of one run; see the head of loadgen.c."""
 
@@ -42,6 +46,7 @@ class Load(TypedDict):
     latency: Percentiles | None
     first_byte: Percentiles | None
     lag: Percentiles | None
+    slices: list[Slice]
     first_failure: str
 
 
@@ -54,8 +59,11 @@ class Tools:
     engine_pid: int
     cores: frozenset[int]
 
-    def load(self, workload: Workload, port: int, watched: Sequence[int]) -> Load:
-        """Put *workload* on *port* and return what came of it; the CPU time is that of the *watched* processes."""
+    def load(self, workload: Workload, port: int, watched: Sequence[int], slices: int = 0) -> Load:
+        """Put *workload* on *port* and return what came of it; the CPU time is that of the *watched* processes.
+
+        With *slices* the window is parted, and the first watched process is told of each by a signal.
+        """
         options = {
             "port": port,
             "connections": workload.connections,
@@ -69,12 +77,17 @@ class Tools:
             "key": API_KEY,
             "watch": ",".join(map(str, watched)),
             "engine": self.engine_pid,
+            "slices": slices,
         }
         argv = [str(self.loadgen), *(f"--{name}={value}" for name, value in options.items())]
         if workload.ticks:
             argv.append("--ticks")
         if workload.paced:
             argv.append("--cut")
+        if workload.same:
+            argv.append("--same")
+        if workload.two_writes:
+            argv.append("--split")
         limit = workload.warmup_seconds + workload.seconds + 30
         with on_cores(self.cores), subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
             try:

@@ -27,6 +27,11 @@ class Workload:
     """All streams emit at common times, as an engine's batch does at each step; else each at a phase of its own."""
     answer_bytes: int = 600
     upload_bytes: int = 300
+    """Of a request's body: this many, or up to 915 more."""
+    same: bool = False
+    """Whether all requests are the same, byte for byte; else lengths and request ids differ, as a real client's do."""
+    two_writes: bool = False
+    """Whether the client writes head and body one after the other, as openai-python does; else together."""
     bare_too: bool = True
     """Whether it is also measured with the features off."""
     quick: bool = True
@@ -44,6 +49,23 @@ class Workload:
 
 WORKLOADS: Final = (
     Workload(name="requests", title="plain 600-byte answers, 32 connections", connections=32, seconds=1.5),
+    Workload(
+        name="two-writes",
+        title="plain answers, 32 connections, head and body written one after the other",
+        connections=32,
+        seconds=1.5,
+        two_writes=True,
+        quick=False,
+    ),
+    Workload(
+        name="identical",
+        title="plain answers, 32 connections, every request the same bytes",
+        connections=32,
+        seconds=1.5,
+        same=True,
+        bare_too=False,
+        quick=False,
+    ),
     Workload(
         name="ticks",
         title="256 streams, an event every 20 ms, all at the same tick",
@@ -92,6 +114,7 @@ WORKLOADS: Final = (
         connections=8,
         seconds=1.5,
         upload_bytes=1_000_000,
+        same=True,
     ),
     Workload(name="single", title="plain answers, one connection", connections=1, seconds=1.2),
 )

@@ -83,7 +83,7 @@ def parse(raw: bytes, *, head_only: bool = False, end: End = End.FIN) -> Reply |
     return Reply(status, headers, rest[:length] if whole else rest, None, raw, End.FRAMED if whole else end)
 
 
-async def exchange(port: int, data: bytes, *, seconds: float = 10.0) -> Reply:
+async def exchange(port: int, data: bytes, *, seconds: float = 40.0) -> Reply:
     """Send a request and return the answer, read to the end of its framing or of the connection."""
     raw, end = b"", End.FIN
     reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -14,6 +14,7 @@ from tests.fake.logs import Output
 from tests.fake.service import Service, control_answer
 from tests.fake.settings import STOP_OF, FakeSettings, Stop
 from tests.fake.wire import Connection, MalformedError, Peer, Request
+from tests.ports import free_port
 
 CONTROL = "/__fake__"
 _NOT_HTTP = (
@@ -86,7 +87,7 @@ class FakeEngine:
     def open_connections(self) -> int:
         return sum(peer.closed_at is None for peer in self.peers)
 
-    async def until(self, condition: Callable[[], object], seconds: float = 5.0) -> None:
+    async def until(self, condition: Callable[[], object], seconds: float = 40.0) -> None:
         """Wait until `condition()` is true; TimeoutError after `seconds`. Checked at every change, without polling."""
         async with asyncio.timeout(seconds):
             while not condition():
@@ -132,8 +133,9 @@ class FakeEngine:
         self._socket = bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.setblocking(False)
+        # Not the kernel's choice: who restarts comes back to a port that nobody was given meanwhile.
+        self.port = self.port or free_port()
         bound.bind((self.settings.host, self.port))
-        self.port = bound.getsockname()[1]
         if self.settings.boot_seconds or self.settings.loading_seconds:
             self._spawn(self._boot(bound), "fake-engine-boot")
         else:

@@ -13,10 +13,17 @@ Sample = tuple[Labels, float]
 _CREATED = 1.795373325e09
 
 
-def page(flavour: Flavour, counters: Counters, model: str) -> bytes:
-    """Return the exposition, text format 0.0.4."""
+def page(flavour: Flavour, counters: Counters, model: str, adapters: Iterable[str] = ()) -> bytes:
+    """Return the exposition, text format 0.0.4; with *adapters* as vLLM's with `--enable-lora`, these in use."""
     families = {Flavour.VLLM: _vllm, Flavour.SGLANG: _sglang, Flavour.LLAMACPP: _llamacpp}[flavour]
-    return "".join(families(counters, model)).encode()
+    return "".join([*families(counters, model), *_adapters(adapters)]).encode()
+
+
+def _adapters(names: Iterable[str]) -> Iterable[str]:
+    if running := ",".join(names):
+        labels = {"max_lora": "4", "running_lora_adapters": running, "waiting_lora_adapters": ""}
+        # Its value is the time.
+        yield _family("vllm:lora_requests_info", "gauge", "Running stats on lora requests.", (labels, _CREATED))
 
 
 def _family(name: str, kind: str, text: str, *samples: Sample, created: bool = False) -> str:

@@ -11,7 +11,18 @@ from tests.fake.logs import Log, Output
 _DATA: Final = Path(__file__).parent.parent / "data" / "vllm-0.32.0"
 
 # Captured: `start_<name>.log`, and the exit code.
-_CAPTURED: Final = {"model_path": 1, "context_too_long": 1, "port_in_use": 1, "unknown_flag": 2}
+_CAPTURED: Final = {
+    "model_path": 1,
+    "no_model_in_directory": 1,
+    "not_downloaded": 1,
+    "context_too_long": 1,
+    "kv_cache_too_small": 1,
+    "memory_taken": 1,
+    "tensor_parallel": 1,
+    "port_in_use": 1,
+    "unknown_flag": 2,
+    "bad_choice": 2,
+}
 
 # They need a GPU, so none was captured: the messages are those of vLLM's tracker (issues 28143, 27508) and of torch.
 _OF_A_GPU: Final = {
@@ -22,10 +33,6 @@ _OF_A_GPU: Final = {
     "no_kv_cache": (
         "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when "
         "initializing the engine."
-    ),
-    "kv_cache_too_small": (
-        "ValueError: To serve at least one request with the model's max seq len (100000), (4.26 GiB KV cache is "
-        "needed, which is larger than the available KV cache memory (4.25 GiB)."
     ),
 }
 

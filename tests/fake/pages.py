@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections.abc import Awaitable, Callable
 
 from tests.fake import faults
@@ -14,6 +15,7 @@ from tests.fake.wire import Connection, Request
 
 Send = Callable[[Connection, Request, Answer], Awaitable[bool]]
 
+_LINE = b'vllm:prompt_tokens_total{engine="0"} 1.0\n'
 _WEIRD = (
     b"# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running NaN\n"
     b"# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running +Inf\n"
@@ -59,7 +61,7 @@ async def metrics(
     """Answer `/metrics` as `settings.metrics` says."""
     match settings.metrics:
         case Metrics.OK:
-            body = page(settings.flavour, counters, dialect.names[0])
+            body = page(settings.flavour, counters, dialect.names[0], settings.adapters)
             return await send(connection, request, _exposition(settings.flavour, body, request.method))
         case Metrics.WEIRD:
             return await send(connection, request, _exposition(settings.flavour, _WEIRD, request.method))
@@ -71,9 +73,8 @@ async def metrics(
             return await send(connection, request, Answer(302, content_type=None, headers=(("location", "/metrics"),)))
         case Metrics.BINARY:
             return await send(connection, request, Answer(200, bytes(range(256)) * 16, "text/plain"))
-        case Metrics.HUGE:
-            line = b'vllm:prompt_tokens_total{engine="0"} 1.0\n'
-            return await send(connection, request, Answer(200, line * (settings.huge_bytes // len(line)), "text/plain"))
+        case Metrics.HUGE | Metrics.BOMB:
+            return await send(connection, request, _many(settings))
         case Metrics.LONG_LINE:
             label = b"x" * settings.huge_bytes
             return await send(connection, request, Answer(200, b'vllm:a{b="' + label + b'"} 1\n', "text/plain"))
@@ -86,6 +87,14 @@ async def metrics(
         case Metrics.HANG:
             await asyncio.Event().wait()
     return False
+
+
+def _many(settings: FakeSettings) -> Answer:
+    if settings.metrics is Metrics.HUGE:
+        return Answer(200, _LINE * (settings.huge_bytes // len(_LINE)), "text/plain")
+    lines = _LINE * 25_000  # a megabyte, in a few kilobytes
+    body = gzip.compress(lines, mtime=0) * (settings.huge_bytes // len(lines))
+    return Answer(200, body, "text/plain", (("content-encoding", "gzip"),))
 
 
 def _exposition(flavour: Flavour, body: bytes, method: str) -> Answer:

@@ -45,6 +45,7 @@ class Metrics(enum.StrEnum):
     ENDLESS = "endless"  # chunked, for ever
     LONG_LINE = "long_line"  # one line of `huge_bytes`
     BINARY = "binary"  # bytes that are no text
+    BOMB = "bomb"  # `huge_bytes` of well-formed samples, packed, although nobody asked for that
     WEIRD = "weird"  # NaN, Inf, -0, families twice, names of ours
 
 
@@ -156,6 +157,8 @@ class FakeSettings:
     health_status: int = 503
     health_seconds: float = 0.0
     metrics: Metrics = Metrics.OK
+    # LoRA adapters in use, as vLLM's metrics name them.
+    adapters: tuple[str, ...] = ()
     foreign: Foreign = Foreign.NO
 
     # Faults of answers.

@@ -121,7 +121,11 @@ class Vllm(Dialect):
                 "openapi": "3.1.0",
                 "info": {"title": "FastAPI", "version": "0.1.0"},
                 "paths": {
-                    each: {method.lower(): {"summary": each, "responses": {}} for method in methods if method != "HEAD"}
+                    each: {
+                        method.lower(): {"summary": each, "responses": {"200": {"description": "OK"}}}
+                        for method in methods
+                        if method != "HEAD"
+                    }
                     for each, methods in _METHODS.items()
                 },
             },

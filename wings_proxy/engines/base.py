@@ -8,8 +8,34 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
-from wings_proxy.config import Config
+from wings_proxy.engines.failure_reasons import FailureLine
+from wings_proxy.engines.log_stats import LogReader, Silent
+from wings_proxy.engines.metrics import MetricsDialect
+
+
+class LaunchSettings(Protocol):
+    """What of the configuration an engine is started with; `config.settings.Config` says what each means."""
+
+    @property
+    def model_path(self) -> str: ...  # noqa: D102
+    @property
+    def model_name(self) -> str: ...  # noqa: D102
+    @property
+    def served_model_name(self) -> str: ...  # noqa: D102
+    @property
+    def engine_port(self) -> int: ...  # noqa: D102
+    @property
+    def tp_size(self) -> int: ...  # noqa: D102
+    @property
+    def max_model_len(self) -> int: ...  # noqa: D102
+    @property
+    def max_num_seqs(self) -> int: ...  # noqa: D102
+    @property
+    def trust_remote_code(self) -> bool: ...  # noqa: D102
+    @property
+    def engine_extra_args(self) -> tuple[str, ...]: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +55,9 @@ class Engine:
     """One kind of engine: how it is started, asked for its health, and which of its paths are for whom."""
 
     name: str
-    argv: Callable[[Config], tuple[str, ...]]
+    argv: Callable[[LaunchSettings], tuple[str, ...]]
+    # The name clients have to ask for, as far as our own settings say it.
+    served_model: Callable[[LaunchSettings], str]
     health_path: str
     # Least time a health probe is given, seconds: SGLang's generates a token and takes over one.
     health_seconds: float
@@ -41,8 +69,20 @@ class Engine:
     inference_paths: frozenset[str]
     # Paths that change or reveal the engine's inside: refused unless WINGS_ALLOW_ADMIN.
     admin_paths: frozenset[str]
+    # Where it serves an OpenAPI document of its own, if it does.
+    document_path: str | None
+    # Where it tells its version, if it does: a path, and the key of the JSON object there.
+    version_source: tuple[str, str] | None
     # In the order of a start; several lines may mean one phase.
     load_phases: tuple[LoadPhase, ...]
+    # By which it says why it fails; of two that match a line the first counts.
+    failure_lines: tuple[FailureLine, ...]
+    # What it calls the numbers we give one set of names to.
+    metrics: MetricsDialect
+    # Makes what reads these numbers off the log, for when there are no metrics.
+    log_reader: Callable[[], LogReader] = Silent
+    # The module `python3` must have for `up` to start it; None: the engine is no Python program.
+    python_module: str | None = None
 
 
 # The OpenAI-compatible paths every engine is asked for; an engine without one of them answers 404 itself.

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import re
 
-from wings_proxy.config import Config
-from wings_proxy.engines.base import OPENAI_PATHS, Engine, LoadPhase, with_user_flags
+from wings_proxy.engines.base import OPENAI_PATHS, Engine, LaunchSettings, LoadPhase, with_user_flags
+from wings_proxy.engines.failure_reasons import FailureLine, Reason
+from wings_proxy.engines.log_stats import SGLANG_LOG
+from wings_proxy.engines.metrics import SGLANG
+from wings_proxy.engines.python_failures import exception_lines
 
 
-def argv(config: Config) -> tuple[str, ...]:
+def argv(settings: LaunchSettings) -> tuple[str, ...]:
     """Return the engine's command; `--enable-metrics`, since without it SGLang has no `/metrics`."""
     flags: list[tuple[str, ...]] = [
-        ("--model-path", config.model_path),
+        ("--model-path", settings.model_path),
         ("--host", "127.0.0.1"),
-        ("--port", str(config.engine_port)),
-        ("--tp-size", str(config.tp_size)),
-        ("--context-length", str(config.max_model_len)),
+        ("--port", str(settings.engine_port)),
+        ("--tp-size", str(settings.tp_size)),
+        ("--context-length", str(settings.max_model_len)),
     ]
-    if config.trust_remote_code:
+    if settings.trust_remote_code:
         flags.append(("--trust-remote-code",))
-    flags += [("--max-running-requests", str(config.max_num_seqs)), ("--enable-metrics",)]
-    if config.served_model_name:
-        flags.append(("--served-model-name", config.served_model_name))
-    arguments = with_user_flags(flags, config.engine_extra_args)
+    flags += [("--max-running-requests", str(settings.max_num_seqs)), ("--enable-metrics",)]
+    if settings.served_model_name:
+        flags.append(("--served-model-name", settings.served_model_name))
+    arguments = with_user_flags(flags, settings.engine_extra_args)
     return ("python3", "-m", "sglang.launch_server", *arguments)
 
 
@@ -32,6 +35,7 @@ _PREFIX = r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?: [A-Z]{2}\d+)*\] "
 ENGINE = Engine(
     name="sglang",
     argv=argv,
+    served_model=lambda settings: settings.served_model_name or settings.model_path,
     health_path="/health",
     health_seconds=20.0,
     # uvicorn closes after 5.0 s.
@@ -63,6 +67,8 @@ ENGINE = Engine(
             "/shutdown",
         }
     ),
+    document_path="/openapi.json",
+    version_source=("/server_info", "version"),
     load_phases=(
         LoadPhase("engine_init", re.compile(_PREFIX + r"server_args=")),
         LoadPhase("weights", re.compile(_PREFIX + r"Load weight begin")),
@@ -78,4 +84,23 @@ ENGINE = Engine(
         LoadPhase("server", re.compile(_PREFIX + r"INFO: +Started server process \[")),
         LoadPhase("warm_up", re.compile(_PREFIX + r"INFO: +Uvicorn running on ")),
     ),
+    failure_lines=(
+        *exception_lines(_PREFIX),
+        FailureLine(
+            Reason.PORT_IN_USE,
+            (
+                _PREFIX
+                + r"ERROR: +\[Errno 98\] error while attempting to bind on address .{1,80}: address already in use"
+            ),
+            "the engine's port is taken",
+        ),
+        FailureLine(
+            Reason.ENGINE_CORE_DIED,
+            _PREFIX + r"Subprocess (?P<process>[\w-]{1,40}) \(pid=\d+\) crashed with exit code (?P<code>-?\d{1,3})\.",
+            "the engine's process {process} died, exit code {code}",
+        ),
+    ),
+    metrics=SGLANG,
+    log_reader=SGLANG_LOG,
+    python_module="sglang",
 )

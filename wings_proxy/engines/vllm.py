@@ -8,34 +8,50 @@ from __future__ import annotations
 
 import re
 
-from wings_proxy.config import Config
-from wings_proxy.engines.base import OPENAI_PATHS, Engine, LoadPhase, with_user_flags
+from wings_proxy.engines.base import OPENAI_PATHS, Engine, LaunchSettings, LoadPhase, with_user_flags
+from wings_proxy.engines.failure_reasons import FailureLine, Reason
+from wings_proxy.engines.log_stats import VLLM_LOG
+from wings_proxy.engines.metrics import VLLM
+from wings_proxy.engines.python_failures import exception_lines
 
 
-def argv(config: Config) -> tuple[str, ...]:
+def argv(settings: LaunchSettings) -> tuple[str, ...]:
     """Return the engine's command."""
     flags: list[tuple[str, ...]] = [
-        ("--model", config.model_path),
+        ("--model", settings.model_path),
         ("--host", "127.0.0.1"),
-        ("--port", str(config.engine_port)),
-        ("--tensor-parallel-size", str(config.tp_size)),
-        ("--max-model-len", str(config.max_model_len)),
+        ("--port", str(settings.engine_port)),
+        ("--tensor-parallel-size", str(settings.tp_size)),
+        ("--max-model-len", str(settings.max_model_len)),
     ]
-    if config.trust_remote_code:
+    if settings.trust_remote_code:
         flags.append(("--trust-remote-code",))
-    flags.append(("--max-num-seqs", str(config.max_num_seqs)))
-    if config.served_model_name:
-        flags.append(("--served-model-name", config.served_model_name))
-    arguments = with_user_flags(flags, config.engine_extra_args)
+    flags.append(("--max-num-seqs", str(settings.max_num_seqs)))
+    if settings.served_model_name:
+        flags.append(("--served-model-name", settings.served_model_name))
+    arguments = with_user_flags(flags, settings.engine_extra_args)
     return ("python3", "-m", "vllm.entrypoints.openai.api_server", *arguments)
 
 
 # `(Worker pid=31000) INFO 11-22 18:48:13 [cpu_model_runner.py:68] …`; older versions print no process in front.
 _PREFIX = r"(?:\(\w+ pid=\d+\) )?INFO \d\d-\d\d \d\d:\d\d:\d\d \[[\w./]+:\d+\] "
+# The same of an error; what a process prints past its logger has the process in front alone, or nothing.
+# A worker is `VllmWorker-0` while it is made, then `Worker`, and with several GPUs `Worker_TP0`.
+_PROCESS = r"(?:\([\w-]+(?: pid=\d+)?\) )?"
+# The logger puts this in front of each line of what it writes, with the level of the message: a prompt it logs with
+# INFO has no line that begins so.
+_STAMP = _PROCESS + r"ERROR \d\d-\d\d \d\d:\d\d:\d\d \[[\w./]+:\d+\] "
+_ERROR = rf"(?:{_STAMP}|{_PROCESS})"
+
+
+def _core_died(message: str, says: str) -> FailureLine:
+    return FailureLine(Reason.ENGINE_CORE_DIED, _ERROR + message, says, _STAMP + message)
+
 
 ENGINE = Engine(
     name="vllm",
     argv=argv,
+    served_model=lambda settings: settings.served_model_name or settings.model_path,
     health_path="/health",
     health_seconds=0.0,
     # uvicorn closes after 5.0 s.
@@ -66,6 +82,8 @@ ENGINE = Engine(
             "/invocations",
         }
     ),
+    document_path="/openapi.json",
+    version_source=("/version", "version"),
     load_phases=(
         LoadPhase("engine_init", re.compile(_PREFIX + r"Initializing a V\d LLM engine")),
         LoadPhase("weights", re.compile(_PREFIX + r"Starting to load model ")),
@@ -81,4 +99,23 @@ ENGINE = Engine(
         LoadPhase("warm_up", re.compile(_PREFIX + r"init engine \(profile, create kv cache, warmup model\) took ")),
         LoadPhase("server", re.compile(_PREFIX + r"Starting vLLM (?:API )?server")),
     ),
+    failure_lines=(
+        *exception_lines(_ERROR, stamp=_STAMP),
+        _core_died(
+            r"(?:vllm\.v1\.engine\.exceptions\.)?EngineDeadError: EngineCore encountered an issue",
+            "the engine's core process died",
+        ),
+        _core_died(
+            r"(?:Worker proc|Engine core proc|RuntimeError: Engine core process) "
+            r"(?P<process>[\w-]{1,40}) died unexpectedly",
+            "the engine's process {process} died",
+        ),
+        _core_died(
+            r"RuntimeError: Engine core initialization failed",
+            "the engine's core process could not start",
+        ),
+    ),
+    metrics=VLLM,
+    log_reader=VLLM_LOG,
+    python_module="vllm",
 )

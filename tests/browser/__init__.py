@@ -1,0 +1,1 @@
+"""The pages in a real browser: the system's Chromium, driven by playwright from an environment of its own."""

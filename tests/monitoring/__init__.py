@@ -1,0 +1,1 @@
+"""What `deploy/monitoring/` holds, and that Prometheus understands it."""

@@ -1,0 +1,1 @@
+"""The shared volume: what the sidecar and the engine container hand to each other."""

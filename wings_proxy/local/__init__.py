@@ -1,0 +1,1 @@
+"""`wings-proxy up`: sidecar and engine on one machine, the same way as in the pod."""

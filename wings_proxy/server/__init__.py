@@ -1,0 +1,1 @@
+"""Our own HTTP surface: which path goes where, and what our own endpoints answer."""
