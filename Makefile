@@ -7,8 +7,9 @@
 # make test-clients  the SDKs people use and curl, each in an environment of its own (needs npm and curl; 750 MB, once)
 # make test-fuzz    schemathesis asks everything /openapi.json tells of (FUZZ_EXAMPLES=... of each, by chance)
 # make mutations    takes each guard away, in a copy, and sees the test of its fault fail
-# make soak   kills at random moments, 200 seeds (SOAK_SEEDS=...), a million requests (SOAK_ROUNDS=...), saturation,
-#             1000 examples of whatever is generated (SOAK_EXAMPLES=...)
+# make soak   kills at random moments, 200 seeds (SOAK_SEEDS=...), a million requests (SOAK_ROUNDS=...), 5000 connections
+#             that do not wait for answers (SOAK_PIPELINES=...), saturation, 1000 examples of whatever is generated
+#             (SOAK_EXAMPLES=...)
 # make lint   ruff and mypy          make format     put the code into ruff's form
 # make bench  what a request and an event cost beside nginx and Envoy (BENCH_FLAGS=--quick: three minutes, not twelve;
 #             with the Python you run: VENV=.venv-other PYTHON=/usr/bin/python3)
@@ -33,6 +34,7 @@ DEPLOY := .venv-deploy
 UP_FLAGS ?=
 SOAK_SEEDS ?= 200
 SOAK_ROUNDS ?= 10
+SOAK_PIPELINES ?= 5000
 BENCH_FLAGS ?=
 SOAK_SATURATION_SECONDS ?= 600
 SOAK_EXAMPLES ?= 1000
@@ -90,8 +92,9 @@ bench: $(VENV)/.test $(PEERS)/.envoy
 soak: $(VENV)/.test $(FUZZ)/.schemathesis
 	WINGS_FUZZ_EXAMPLES=$(SOAK_EXAMPLES) $(BIN)/python -m pytest -m slow -s tests/test_openapi_fuzz.py $(PYTEST_FLAGS)
 	WINGS_EXAMPLES=$(SOAK_EXAMPLES) $(BIN)/python -m pytest -m hypothesis --timeout 3600 $(PYTEST_FLAGS)
-	WINGS_SOAK_SEEDS=$(SOAK_SEEDS) WINGS_SOAK_ROUNDS=$(SOAK_ROUNDS) \
-		$(BIN)/python -m pytest -m slow -s tests/test_random_kills.py tests/test_soak.py $(PYTEST_FLAGS)
+	WINGS_SOAK_SEEDS=$(SOAK_SEEDS) WINGS_SOAK_ROUNDS=$(SOAK_ROUNDS) WINGS_SOAK_PIPELINES=$(SOAK_PIPELINES) \
+		$(BIN)/python -m pytest -m slow -s tests/test_random_kills.py tests/test_soak.py \
+		tests/faults/test_pipelining.py $(PYTEST_FLAGS)
 	WINGS_SOAK_SATURATION_SECONDS=$(SOAK_SATURATION_SECONDS) $(BIN)/python -m pytest -m engine -s \
 		tests/vllm/test_life.py -k busy_not_dead $(PYTEST_FLAGS)
 

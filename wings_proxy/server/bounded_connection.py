@@ -1,13 +1,10 @@
 """A client's connection within bounds: deadlines for heads, idle times and farewells, a head's size, a seat in the cap.
 
-Of what may be chunks, and costs the parser by the chunk, only a little is parsed in one turn of the loop.
-
 No timer runs while a request is being answered: the byte path has deadlines of its own. What this rests on, for
 aiohttp 3.14, each point held by a test:
 
 - every parsed request, and every parser's error, raises `_request_count`;
 - `_handle_request` is around every answer that aiohttp's task gives;
-- the parser counts a request at its end, and `message_consumed` takes one off the count, never below none;
 - the server's `connection_made` and `connection_lost` are told of every connection.
 """
 
@@ -19,7 +16,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
 
-from aiohttp import StreamReader, web
+from aiohttp import web
 from aiohttp.http import HttpVersion10, HttpVersion11
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import EMPTY_PAYLOAD
@@ -30,6 +27,7 @@ from wings_proxy.proxy.headers import error_response as error_bytes
 from wings_proxy.proxy.headers import request_id
 from wings_proxy.proxy.upload_pace import UploadPace
 from wings_proxy.server.connection_cap import ConnectionCap
+from wings_proxy.server.paced_connection import PacedConnection
 
 _log = logging.getLogger(__name__)
 
@@ -41,9 +39,6 @@ PROBE_PATHS: Final = frozenset(
 
 NotHttp = _ErrInfo
 """What stands in the place of a request that the parser could not read."""
-
-SLICE_BYTES: Final = 8 * 1024
-"""What is parsed at once of what may be chunks: of one byte each, that many cost some milliseconds."""
 
 _VERSIONS: Final = frozenset({HttpVersion10, HttpVersion11})
 
@@ -62,13 +57,13 @@ class Bounds:
     """How long a closed connection may keep the bytes its client does not read."""
 
 
-class BoundedConnection(web.RequestHandler):
+class BoundedConnection(PacedConnection):
     """Cut when its head is late or too long, or when its client does not let go of it."""
 
-    __slots__ = ("_broken", "_cap", "_head_bytes", "_head_timer", "_late_body", "_raw", "_unparsed", "_untaken")
+    __slots__ = ("_broken", "_cap", "_head_bytes", "_head_timer", "_raw", "_untaken")
 
     def __init__(self, manager: BoundedServer, **kwargs: Any) -> None:
-        super().__init__(manager, **kwargs)
+        super().__init__(manager, pace=manager.pace, **kwargs)
         self._cap = manager.cap
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
@@ -76,10 +71,6 @@ class BoundedConnection(web.RequestHandler):
         """Whether what came is not HTTP: nothing behind it is read as such."""
         self._raw: asyncio.Transport | None = None
         """The transport, also while it is closing."""
-        self._unparsed = b""
-        """What came and is parsed in slices; nothing more is read before all of it is."""
-        self._late_body: StreamReader | None = None
-        """The body of a request that was taken before its end."""
         self._untaken = 0
         """Bytes of an answer that its client, idle since, had not taken when last looked at."""
 
@@ -99,8 +90,7 @@ class BoundedConnection(web.RequestHandler):
         """Parse, and watch over what is no whole request yet."""
         if self._broken:
             return  # aiohttp would parse on, and make an error of every piece until the first one is answered
-        before, late = self._request_count, self._late_body
-        inside_body = late is not None and not late.is_eof()
+        before, inside_body = self._request_count, self.inside_body
         super().data_received(data)
         self._drop_quotation()
         if self._manager is None:
@@ -152,60 +142,6 @@ class BoundedConnection(web.RequestHandler):
             )
         self.force_close()
         self.bound_farewell()
-
-    # ---- slices
-
-    def parse_slices(self, data: bytes) -> None:
-        """Have `parse_slice` take *data*, no more of it in one turn of the loop than is due to each."""
-        began = not self._unparsed
-        self._unparsed += data
-        if began:
-            self._pause_transport_reading()
-            self._server.pace.ask(self._parse_next)
-
-    def parse_slice(self, data: bytes) -> None:
-        """Parse some of what came."""
-        raise NotImplementedError
-
-    def _parse_next(self) -> None:
-        if self.transport is None:
-            self._unparsed = b""
-            return
-        data, self._unparsed = self._unparsed[:SLICE_BYTES], self._unparsed[SLICE_BYTES:]
-        self.parse_slice(data)
-        if self._unparsed:
-            self._server.pace.ask(self._parse_next)
-        elif not (self._reading_paused or self._buffer_paused):
-            self._resume_transport_reading()
-
-    def _resume_transport_reading(self) -> None:
-        if not self._unparsed:
-            super()._resume_transport_reading()
-
-    # ---- the parser's count
-
-    def take_body(self, content: StreamReader) -> None:
-        """Note the body of a request that is being taken; aiohttp tells the parser of each.
-
-        The parser stops at 32 requests that were parsed to their ends and not taken. Of one that was taken before its
-        end it is told too early, and counts it for ever: after 32 of them it would stop at every request, and keep
-        whatever follows.
-        """
-        self._settle_body()
-        if not content.is_eof():
-            self._late_body = content
-
-    def _settle_body(self) -> None:
-        if self._late_body is not None and self._late_body.is_eof():
-            self._late_body = None
-            if self._parser is not None:
-                self._parser.message_consumed()
-
-    def parse_kept(self) -> None:
-        """Have the parser go on with what it kept when it stopped, after an answer: nothing else may come to do so."""
-        self._settle_body()
-        if not (self._messages or self._upgraded):
-            self.data_received(b"")
 
     # ---- idle time
 

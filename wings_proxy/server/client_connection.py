@@ -34,7 +34,8 @@ from wings_proxy.proxy.known_heads import HeldRequest, KnownHead, Split, split_h
 from wings_proxy.proxy.parser_position import ParserPosition
 from wings_proxy.proxy.upload import SMALL_BODY_BYTES
 from wings_proxy.proxy.whole_body import WholeBody
-from wings_proxy.server.bounded_connection import SLICE_BYTES, BoundedConnection, BoundedServer, NotHttp
+from wings_proxy.server.bounded_connection import BoundedConnection, BoundedServer, NotHttp
+from wings_proxy.server.paced_connection import SLICE_BYTES
 from wings_proxy.server.responses import SentResponse
 
 _HOLD_SECONDS: Final = 0.02
@@ -241,11 +242,6 @@ class ClientConnection(BoundedConnection):
         if self._forwarding is not None:
             self._forwarding.resume()
 
-    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - as in aiohttp
-        """Read on, if reading was paused: aiohttp asks for it with every piece of a body that is taken."""
-        if self._reading_paused:
-            super().resume_reading(resume_parser)
-
     def connection_lost(self, exc: BaseException | None) -> None:
         """The client left, or was let go."""
         if self._held is not None:
@@ -311,7 +307,7 @@ class ClientConnection(BoundedConnection):
     def parse_kept(self) -> None:
         """Have the parser go on, unless it is known to have kept nothing."""
         if self._position.known:
-            self._settle_body()
+            self.settle_body()
         else:
             super().parse_kept()
 
