@@ -74,7 +74,9 @@ _log = logging.getLogger(__name__)
 
 # What is left when the drain is over was cut on purpose and needs only its last bytes sent.
 _FAREWELL_SECONDS: Final = 1.0
-_BACKLOG: Final = 1024
+# As many as Linux allows by itself (net.core.somaxconn). Whom a full backlog turns away tries again a second later, and
+# a probe's time-out may be over by then; to wait for all the others that came before takes a third of one.
+_BACKLOG: Final = 4096
 
 
 def run_serve(resolved: Resolved, config_file: ConfigFile | None = None) -> int:

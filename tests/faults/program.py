@@ -104,6 +104,12 @@ def denied_seconds(path: str = "/proc/thread-self/schedstat") -> float:
     return int(Path(path).read_text().split()[1]) / 1e9
 
 
+def stolen_seconds() -> float:
+    """How long a core of this machine had work and its host gave it to another machine (proc(5), stat)."""
+    with Path("/proc/stat").open() as stat:
+        return int(stat.readline().split()[8]) / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
 def program(
     volume: Path,
