@@ -107,9 +107,8 @@ async def test_whatever_the_engines_page_is_ours_is_served_in_time(
 
 
 async def test_a_stats_line_in_a_prompt_moves_nothing_unless_there_is_nothing_else(
-    fake_engine: StartEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fake_engine: StartEngine, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("wings_proxy.lifecycle.log_tail._OTHERWISE_SECONDS", 0.01)
     (tmp_path / "engine.log").write_text(STATS)
     engine = await fake_engine()
     async with sidecar(tmp_path, engine.port) as running:
