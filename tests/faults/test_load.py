@@ -1,10 +1,11 @@
 """Load: what it costs is printed, what it must not cost is asserted. Everybody is a process of its own.
 
 The machine may be busy with something else, or its host with another machine. So what the kernel says a process was
-kept waiting for a core is taken off its times: what is left is the sidecar's own doing. Where it was kept waiting for most of the time, its work has piled
-up behind that, and how long a probe took is printed and not judged. And a machine may be slow: the limits are those of
-a core that does a piece of work in `PIECE_SECONDS`; of one that takes longer they are so many times as long, and where
-the sidecar has no idle core left, there is a queue, whose length is no doing of its own.
+kept waiting for a core is taken off its times: what is left is the sidecar's own doing. Where it was kept waiting for
+most of the time, its work has piled up behind that, and how long a probe took is printed and not judged. And a machine
+may be slow: the limits are those of a core that does a piece of work in `PIECE_SECONDS`; of one that takes longer they
+are so many times as long, and where the sidecar has no idle core left, there is a queue, whose length is no doing of
+its own.
 """
 
 from __future__ import annotations
