@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import json
+import socket
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,19 +49,34 @@ def _said(event: dict[str, Any]) -> Iterable[int]:
 FAKE = Numbering(asked={}, numbers=_said)
 
 
-async def to_the_end(port: int, body: Mapping[str, Any], first: asyncio.Event | None = None) -> tuple[bytes, bool]:
+async def to_the_end(
+    port: int,
+    body: Mapping[str, Any],
+    first: asyncio.Event | None = None,
+    *,
+    held_until: asyncio.Event | None = None,
+) -> tuple[bytes, bool]:
     """Stream a chat; return all that came, and whether it ended as HTTP says that a body ends.
 
     For what comes last before a cut: aiohttp's client forgets what nobody has taken yet when the end comes with it.
-    `first` is set when something has come.
+    `first` is set when something has come. Nothing is read before *held_until* is set, and little fits the kernel.
     """
     content, received = json.dumps(body).encode(), bytearray()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    sock = socket.socket()
+    sock.setblocking(False)
+    if held_until is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+    reader, writer = await asyncio.open_connection(sock=sock)
     try:
         writer.write(
             b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
             b"Content-Length: %d\r\n\r\n%b" % (CHAT.encode(), len(content), content)
         )
+        if held_until is not None:
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            await held_until.wait()
+            writer.transport.resume_reading()  # type: ignore[attr-defined]
         head = await reader.readuntil(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200 "), head
         while size := int((await reader.readuntil(b"\r\n")).split(b";")[0], 16):

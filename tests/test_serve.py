@@ -16,7 +16,7 @@ from yarl import URL
 
 from tests.fake_engine import StartEngine
 from tests.ports import free_port
-from tests.sidecar import RUN, chat, sidecar
+from tests.sidecar import HANG_SECONDS, RUN, Sidecar, chat, sidecar
 from tests.stream_client import to_the_end
 from wings_proxy.config.load import ConfigError, resolve
 from wings_proxy.handover.volume import Volume
@@ -108,6 +108,53 @@ async def test_a_stream_in_flight_is_finished_before_we_leave(fake_engine: Start
         assert events[-1] == "[DONE]"
         assert await running.task == 0
         assert not (tmp_path / "hold").exists()
+
+
+async def test_a_client_that_reads_slowly_has_its_whole_answer_before_we_leave(
+    fake_engine: StartEngine, tmp_path: Path
+) -> None:
+    """The engine is done with it, and so are we, but for what lies in our buffers."""
+    engine = await fake_engine(tokens=500, token_seconds=0.0)
+    async with sidecar(tmp_path, engine.port) as running:
+        running.status("running")
+        await running.health(lambda body: body["run"] == RUN and body["state"] == "ready")
+        request = {"messages": [{"role": "user", "content": "x"}], "stream": True, "max_tokens": 500}
+        relayed = asyncio.Event()
+        reading = asyncio.create_task(to_the_end(running.port, request, held_until=relayed), name="client")
+        async with asyncio.timeout(HANG_SECONDS):
+            while 'code="200",route="/v1/chat/completions"} 1.0' not in (await running.get("/metrics"))[1]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await running.health(lambda body: body["state"] == "draining")
+        done, _ = await asyncio.wait({running.task}, timeout=0.3)
+        assert not done
+        relayed.set()
+        received, whole = await reading
+        assert whole
+        assert b"[DONE]" in received
+        assert await running.task == 0
+
+
+async def test_a_request_that_waits_when_we_are_told_to_stop_ends_its_connection(
+    fake_engine: StartEngine, tmp_path: Path
+) -> None:
+    engine = await fake_engine(tokens=2, token_seconds=0.1)
+    async with sidecar(tmp_path, engine.port) as running:
+        running.status("running")
+        await running.health(lambda body: body["run"] == RUN and body["state"] == "ready")
+        url = f"http://127.0.0.1:{running.port}/v1/chat/completions"
+        asked = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+        waiting = asyncio.create_task(answer_head(running, url, asked), name="client")
+        await engine.until(lambda: engine.running == 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await waiting == (200, "close")
+        assert await running.task == 0
+
+
+async def answer_head(running: Sidecar, url: str, asked: dict[str, object]) -> tuple[int, str | None]:
+    async with running.client.post(url, json=asked) as answer:
+        await answer.read()
+        return answer.status, answer.headers.get("Connection")
 
 
 async def test_a_stream_longer_than_the_drain_gets_an_honest_end(fake_engine: StartEngine, tmp_path: Path) -> None:

@@ -280,6 +280,7 @@ class Proxy:
         self.pool = forwarder.pool
         self.gate = gate
         self.port = port
+        self.runner: Runner
         self.faults: list[UpstreamFault] = []
         self.access_lines: list[str] = []
         self.clients: list[Client] = []
@@ -293,6 +294,12 @@ class Proxy:
         client = Client(*await asyncio.open_connection(sock=sock))
         self.clients.append(client)
         return client
+
+    @property
+    def connections(self) -> list[ClientConnection]:
+        """The clients' connections, the proxy's side of them."""
+        server = self.runner.server
+        return [] if server is None else [each for each in server.connections if isinstance(each, ClientConnection)]
 
     async def busy(self) -> None:
         """Return once a request is in flight."""
@@ -362,6 +369,7 @@ async def proxy(
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     under_test = Proxy(engine, forwarder, runner.addresses[0][1], gate)
+    under_test.runner = runner
     under_test.faults = faults
     under_test.access_lines = access_lines
     try:

@@ -50,7 +50,7 @@ from wings_proxy.proxy.upstream import Pool
 from wings_proxy.server.access import Access
 from wings_proxy.server.app import make_app, make_dispatcher, make_engine_route
 from wings_proxy.server.bounded_connection import Bounds
-from wings_proxy.server.connection_cap import cap_for
+from wings_proxy.server.connection_cap import cap_for, most_for
 from wings_proxy.server.descriptor_limit import raise_descriptor_limit
 from wings_proxy.server.docs import Docs
 from wings_proxy.server.engine_document import EngineDocument
@@ -242,14 +242,20 @@ async def serve(
     )
     main = asyncio.current_task()
     assert main is not None
+    leave_by = 0.0  # until then a client may take the end of its answer
 
     def ask() -> None:
+        nonlocal leave_by
         _log.info("asked to stop: draining")
+        leave_by = time.monotonic() + rules.quiet + rules.drain
         forwarder.closing = True
+        runner.leave()
         supervisor.drain()
 
     def force() -> None:
+        nonlocal leave_by
         _log.warning("second signal: ending at once")
+        leave_by = 0.0
         main.cancel()
 
     _handle_signals(loop, StopRequests(time.monotonic, ask=ask, force=force))
@@ -264,7 +270,8 @@ async def serve(
         shutdown_timeout=_FAREWELL_SECONDS,
         keepalive_timeout=config.keepalive_timeout_seconds,
         bounds=Bounds(head_seconds=config.header_timeout_seconds, farewell_seconds=config.write_stall_seconds),
-        most_connections=config.max_connections or cap_for(descriptors),
+        most_connections=_most_connections(config, descriptors),
+        patience=lambda: max(_FAREWELL_SECONDS, leave_by - time.monotonic()),
         on_refusal=metrics.refused,
         origin_lines=access.allowed_lines,
     )
@@ -288,6 +295,20 @@ async def serve(
         pool.close()
         volume_lock.release()
     return ExitCode.DONE
+
+
+def _most_connections(config: Config, descriptors: int) -> int:
+    if not config.max_connections:
+        return cap_for(descriptors)
+    most = most_for(descriptors)
+    if config.max_connections > most:
+        _log.warning(
+            "WINGS_MAX_CONNECTIONS=%d is more than %d file descriptors carry: %d it is",
+            config.max_connections,
+            descriptors,
+            most,
+        )
+    return min(config.max_connections, most)
 
 
 async def _listen(runner: web.AppRunner, config: Config) -> bool:

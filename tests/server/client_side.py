@@ -15,6 +15,12 @@ async def echo(engine: EngineSide) -> None:
         await engine.answer(request.body)
 
 
+async def silent(engine: EngineSide) -> None:
+    """Take requests, and answer none."""
+    while True:
+        await engine.request()
+
+
 def post(body: bytes, fields: bytes = b"") -> bytes:
     return b"POST %b HTTP/1.1\r\nHost: p\r\n%bContent-Length: %d\r\n\r\n%b" % (ROUTE.encode(), fields, len(body), body)
 

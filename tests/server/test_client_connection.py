@@ -366,3 +366,65 @@ async def test_a_handler_that_fails_is_a_500_and_logged(caplog: pytest.LogCaptur
             assert json.loads(answer.body)["error"]["code"] == "internal_error"
             assert await client.at_end()
     assert "ZeroDivisionError" in caplog.text
+
+
+# ---- we are to stop
+
+
+async def test_an_answer_that_begins_after_we_were_told_to_stop_says_that_it_is_the_last_one() -> None:
+    """Also to a request that came before: its client would ask again where nobody listens any more."""
+    go = asyncio.Event()
+
+    async def late(engine: EngineSide) -> None:
+        await engine.request()
+        await go.wait()
+        await engine.answer(b"late")
+
+    async with proxy(late) as rig:
+        client = await rig.client()
+        await client.send(post(b"1"))
+        await rig.busy()
+        rig.forwarder.closing = True
+        rig.runner.leave()
+        go.set()
+        answer = await client.answer()
+        assert (answer.body, answer.one(b"Connection")) == (b"late", b"close")
+        assert await client.at_end()
+
+
+async def test_one_whose_head_is_out_is_followed_by_another() -> None:
+    """Its client was not told, and may have asked already."""
+    go = asyncio.Event()
+
+    async def streams(engine: EngineSide) -> None:
+        await engine.request()
+        await engine.start_events()
+        await engine.event(b"1")
+        await go.wait()
+        await engine.send(b"0\r\n\r\n")
+        await engine.request()
+        await engine.answer(b"last")
+
+    async with proxy(streams) as rig:
+        client = await rig.client()
+        await client.send(post(b"1"))
+        head = await client.reader.readuntil(b"\n\n")
+        assert b"Connection" not in head
+        rig.forwarder.closing = True
+        rig.runner.leave()
+        go.set()
+        await client.reader.readuntil(b"0\r\n\r\n")
+        await client.send(post(b"2"))
+        answer = await client.answer()
+        assert (answer.body, answer.one(b"Connection")) == (b"last", b"close")
+        assert await client.at_end()
+
+
+async def test_nobody_is_there_to_be_told() -> None:
+    async with proxy(echo) as rig:
+        client = await rig.client()
+        await client.send(own())
+        await client.answer()
+        rig.runner.leave()
+        await client.send(post(b"1"))
+        assert (await client.answer()).one(b"Connection") is None

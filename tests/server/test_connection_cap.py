@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wings_proxy.server.connection_cap import RESERVE, ConnectionCap, cap_for
+from wings_proxy.server.connection_cap import RESERVE, ConnectionCap, cap_for, most_for
 
 
 def full(*idle: str, busy: int = 0) -> ConnectionCap[str]:
@@ -92,6 +92,11 @@ def test_what_is_told_of_a_connection_that_is_gone_brings_it_not_back() -> None:
 )
 def test_the_cap_follows_from_the_descriptors(descriptors: int, most: int) -> None:
     assert cap_for(descriptors) == most
+
+
+@pytest.mark.parametrize(("descriptors", "most"), [(64, 8), (1024, 944), (20_000, 19_920)])
+def test_whoever_sets_a_cap_gets_no_more_than_can_be_let_in(descriptors: int, most: int) -> None:
+    assert most_for(descriptors) == most
 
 
 @given(st.integers(1, 5), st.lists(st.tuples(st.sampled_from(["admit", "busy", "idle", "lost"]), st.integers(0, 40))))

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
+from itertools import pairwise
+from typing import Any
 
 import pytest
+from aiohttp import web
 
-from tests.server.client_side import Parsed, echo, in_chunks, own, post
+from tests.server.client_side import Parsed, echo, in_chunks, own, post, silent
 from tests.wire import EngineSide, proxy
 from wings_proxy.proxy.exchange import AbortPhase
 from wings_proxy.proxy.upload_pace import SHARES
-from wings_proxy.server import client_connection, paced_connection
-from wings_proxy.server.client_connection import ClientConnection
+from wings_proxy.server import paced_connection
+from wings_proxy.server.own_answers import AnsweringConnection
 from wings_proxy.server.paced_connection import SLICE_BYTES
 
 # ---- slices
@@ -97,7 +101,6 @@ async def test_a_body_of_known_length_is_parsed_as_it_comes(monkeypatch: pytest.
 
 @pytest.mark.parametrize("size", [1, 7, 64, 300])
 async def test_wherever_slices_are_cut_the_answers_are_the_same(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr(client_connection, "SLICE_BYTES", size)
     monkeypatch.setattr(paced_connection, "SLICE_BYTES", size)
     requests = [post(b"one"), in_chunks(b"two", 2), own(), post(b"x" * 3000), in_chunks(b"y" * 99), own(), post(b"")]
     async with proxy(echo) as rig:
@@ -244,15 +247,150 @@ async def test_a_body_behind_an_answer_of_ours_is_no_head(monkeypatch: pytest.Mo
     body = b"x" * 100_000
     request = post(body, b"X-New: 1\r\n")
     rest: list[bytes] = [request[-50_000:], request[-100_000:-50_000]]
-    idle = ClientConnection.parse_kept
+    answer = AnsweringConnection._answer
 
-    def answered(connection: ClientConnection) -> None:
-        idle(connection)
-        if rest:
-            connection._loop.call_soon(connection.data_received, rest.pop())
+    async def answered(connection: AnsweringConnection, *request: Any) -> tuple[web.StreamResponse, bool]:
+        try:
+            return await answer(connection, *request)
+        finally:
+            if rest:
+                connection._loop.call_soon(connection.data_received, rest.pop())
 
-    monkeypatch.setattr(ClientConnection, "parse_kept", answered)
+    monkeypatch.setattr(AnsweringConnection, "_answer", answered)
     async with proxy(echo) as rig:
         client = await rig.client()
         await client.send(own() + own() + request[:-100_000])
         assert [(await client.answer()).body for _ in range(3)] == [b"ours", b"ours", body]
+
+
+# ---- behind what nothing is read
+
+
+TRAILER = b"X-Smuggled: yes\r\n"
+CHUNKED = in_chunks(b"body", 2)
+WITH_TRAILER = CHUNKED[:-2] + TRAILER + b"\r\n"
+SPELLINGS = {
+    "a trailer": WITH_TRAILER,
+    "two": CHUNKED[:-2] + b"A: b\r\n" + TRAILER + b"\r\n",
+    "an extension": CHUNKED[:-5] + b"0;a=b\r\n" + TRAILER + b"\r\n",
+    "more zeros": CHUNKED[:-5] + b"00\r\n" + TRAILER + b"\r\n",
+    "a body that looks like its end": in_chunks(b"a\r\n0\r\n\r\n", 8)[:-2] + TRAILER + b"\r\n",
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("cut", ["no cut", "behind", "inside", "every byte"])
+async def test_a_trailer_is_no_field_of_the_next_request(spelling: str, cut: str) -> None:
+    """aiohttp's parser makes it one. Where a front shares a connection among clients, it is somebody else's."""
+    first = SPELLINGS[spelling]
+    wire = first + post(b"next")
+    cuts = {"no cut": [], "behind": [len(first)], "inside": [len(first) - 9], "every byte": range(1, len(wire))}[cut]
+    async with proxy(echo) as rig:
+        client = await rig.client()
+        for start, end in pairwise((0, *cuts, len(wire))):
+            with contextlib.suppress(ConnectionError):
+                await client.send(wire[start:end])
+            for _ in range(5):
+                await asyncio.sleep(0)
+        assert (await client.answer()).status == 200
+        assert await client.at_end()
+        assert [request.one(b"X-Smuggled") for request in rig.engine.requests] == [None]
+
+
+async def test_nor_of_the_next_one_on_a_connection_to_our_own_endpoints() -> None:
+    chunked = own().replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n")
+    for ending, goes_on in ((b"\r\n", True), (TRAILER + b"\r\n", False)):
+        async with proxy(echo) as rig:
+            client = await rig.client()
+            await client.send(chunked + ending)
+            assert (await client.answer()).body == b"ours"
+            if goes_on:
+                await client.send(post(b"next"))
+                assert (await client.answer()).body == b"next"
+            else:
+                assert await client.at_end()
+
+
+@pytest.mark.parametrize("body", [b"", b"body", b"\r\n0\r\n\r\n", b"0\r\n\r\n0\r\n\r\n"])
+@pytest.mark.parametrize("size", [1, 5, 7, 1000])
+async def test_behind_a_body_in_chunks_without_trailers_the_next_request_is_answered(body: bytes, size: int) -> None:
+    """However both are cut."""
+    wire = in_chunks(body, size) + post(b"next") + in_chunks(body, size) + post(b"last")
+    async with proxy(echo) as rig:
+        for cut in range(1, len(wire), max(1, len(wire) // 50)):
+            client = await rig.client()
+            for start, end in pairwise((0, cut, len(wire))):
+                await client.send(wire[start:end])
+                await asyncio.sleep(0)
+            assert [(await client.answer()).body for _ in range(4)] == [body, b"next", body, b"last"]
+            client.close()
+
+
+async def test_of_a_body_full_of_what_looks_like_its_end_not_every_one_is_tried() -> None:
+    """Each costs a call of the parser. Nothing is lost, but that the connection may end behind it."""
+    body = b"\r\n0\r\n\r\n" * 1000
+    async with proxy(echo) as rig:
+        client = await rig.client()
+        for _ in range(2):
+            await client.send(in_chunks(body, 1000))
+            assert (await client.answer()).body == body
+        await client.send(in_chunks(body, 1000) + post(b"next"))
+        answer = await client.answer()
+        assert (answer.body, answer.one(b"Connection")) == (body, b"close")
+        assert await client.at_end()
+
+
+async def test_where_the_parser_may_have_stopped_nobody_knows_what_it_kept() -> None:
+    async with proxy(echo) as rig:
+        client = await rig.client()
+        many = [b"%d" % number for number in range(MOST - 1)]
+        await client.send(b"".join(post(body) for body in many) + WITH_TRAILER + post(b"next") + CHUNKED)
+        assert [(await client.answer()).body for _ in many] == many
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                await client.answer()
+        assert {request.one(b"X-Smuggled") for request in rig.engine.requests} == {None}
+
+
+async def test_few_requests_wait_for_their_turns_the_rest_is_not_read() -> None:
+    """The kernel keeps them, and then the client."""
+    head = post(b"", b"".join(b"F%d: %b\r\n" % (number, b"x" * 1000) for number in range(60)))
+    async with proxy(silent) as rig:
+        client = await rig.client()
+        sending = asyncio.create_task(client.send(head * 100), name="client")
+        await rig.busy()
+        [connection] = rig.connections
+        assert connection.transport is not None
+        while connection.transport.is_reading() or not connection._buffer_paused:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert len(connection._messages) == 4
+        assert len(connection._unparsed) < 300_000
+        sending.cancel()
+
+
+async def test_slices_wait_for_requests_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Parsed(monkeypatch)
+    go = asyncio.Event()
+
+    async def slow(engine: EngineSide) -> None:
+        while True:
+            request = await engine.request()
+            if request.body == b"first":
+                await go.wait()
+            await engine.answer(request.body)
+
+    async with proxy(slow) as rig:
+        client = await rig.client()
+        go.set()
+        connection = await seen.learn(client)
+        go.clear()
+        bodies = [b"%04d" % number * 1000 for number in range(10)]
+        wire = post(b"first", b"X-New: 1\r\n") + b"".join(post(body) for body in bodies)
+        connection.data_received(wire)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert sum(map(len, seen.pieces)) < len(wire) * 2 // 3
+        go.set()
+        assert [(await client.answer()).body for _ in range(11)] == [b"first", *bodies]

@@ -11,6 +11,7 @@ on, for aiohttp 3.14 (`web_protocol.RequestHandler`), each point held by a test:
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import struct
 
@@ -19,6 +20,13 @@ from aiohttp.http import HttpVersion11, RawRequestMessage
 
 _TCP_ESTABLISHED = 1  # tcpi_state, tcp(7)
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """Close at once, with a reset: no reader can take what it has for the whole answer (RFC 9112 §8)."""
+    if (sock := transport.get_extra_info("socket")) is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    transport.abort()
 
 
 class Downstream:
@@ -84,11 +92,7 @@ class Downstream:
         return self._protocol.writing_paused and self._protocol.transport is not None
 
     def reset(self) -> None:
-        """Close at once, with a reset: no reader can take what it has for the whole answer (RFC 9112 §8)."""
+        """Close at once, so that nobody takes what was sent for the whole answer."""
         self.keep_alive = False
-        transport = self._protocol.transport
-        if transport is None:
-            return
-        if (sock := transport.get_extra_info("socket")) is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        transport.abort()
+        if (transport := self._protocol.transport) is not None:
+            reset(transport)

@@ -27,8 +27,7 @@ from wings_proxy.proxy.whole_body import WholeBody
 
 logger = logging.getLogger(__name__)
 
-STATUS_CLIENT_LEFT = 499
-"""nginx's status for a client that left before the answer's end; only counted, never sent."""
+STATUS_CLIENT_LEFT = 499  # nginx's, for a client that left before the answer's end; only counted, never sent
 
 _OWN_FAULT = ApiError(500, ErrorCode.INTERNAL_ERROR, "the proxy failed", close=True)
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -44,15 +43,11 @@ class Forwarding:
     _task: asyncio.Task[None] | None = None
     """What must be waited for before the engine can be asked; then the body on its way."""
     _stall: asyncio.TimerHandle | None = None
-    _body: bytes | None = None
-    """The whole body, as it was sent; None if it is streamed."""
+    _body: bytes | None = None  # the whole body, as it was sent; None if it is streamed
     _admitted = False
-    _sought = False
-    """Whether a connection to the engine was opened for it, or tried to be."""
-    _sent = False
-    """Whether the engine was sent the whole request."""
-    _over = False
-    """Whether the answer is out and accounted for."""
+    _sought = False  # whether a connection to the engine was opened for it, or tried to be
+    _sent = False  # whether the engine was sent the whole request
+    _over = False  # whether the answer is out and accounted for
 
     def __init__(
         self,
@@ -98,6 +93,11 @@ class Forwarding:
         except Exception:
             logger.exception("request %s failed in the proxy", self._exchange.request_id)
             self._refuse(_OWN_FAULT)
+
+    @property
+    def answering(self) -> bool:
+        """Whether the answer's head is out."""
+        return bool(self._exchange.status)
 
     def client_left(self, *, vanished: bool = False) -> None:
         """End the exchange: nobody is there any more, or nobody answers any more (*vanished*)."""

@@ -17,7 +17,7 @@ from typing import Final
 from wings_proxy.proxy.api_errors import ApiError
 from wings_proxy.proxy.api_keys import Authorizer
 from wings_proxy.proxy.headers import offered_keys
-from wings_proxy.server.bounded_connection import PROBE_PATHS
+from wings_proxy.server.own_answers import PROBE_PATHS
 
 _OPEN: Final = PROBE_PATHS | {"/engine/status"}
 _METHODS: Final = "GET, POST, OPTIONS"

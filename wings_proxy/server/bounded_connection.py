@@ -4,7 +4,6 @@ No timer runs while a request is being answered: the byte path has deadlines of 
 aiohttp 3.14, each point held by a test:
 
 - every parsed request, and every parser's error, raises `_request_count`;
-- `_handle_request` is around every answer that aiohttp's task gives;
 - the server's `connection_made` and `connection_lost` are told of every connection.
 """
 
@@ -12,35 +11,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from aiohttp import web
-from aiohttp.http import HttpVersion10, HttpVersion11
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import EMPTY_PAYLOAD
-from aiohttp.web_protocol import _ErrInfo
 
 from wings_proxy.proxy.api_errors import ApiError, ErrorCode
+from wings_proxy.proxy.downstream import reset
 from wings_proxy.proxy.headers import error_response as error_bytes
 from wings_proxy.proxy.headers import request_id
 from wings_proxy.proxy.upload_pace import UploadPace
 from wings_proxy.server.connection_cap import ConnectionCap
-from wings_proxy.server.paced_connection import PacedConnection
+from wings_proxy.server.head_budget import HeadBudget
+from wings_proxy.server.paced_connection import NotHttp, PacedConnection
 
 _log = logging.getLogger(__name__)
 
-PROBE_PATHS: Final = frozenset(
-    {"/health", "/livez", "/readyz", "/startupz", "/livez/engine", "/v1/health/live", "/v1/health/ready"}
-)
-"""What is answered on connections of the reserve."""
+LINGER_SECONDS: Final = 2.0
+"""How long what comes behind the last answer is read over: closing over unread bytes would reset the answer away
+(RFC 9112 §9.6)."""
 
-
-NotHttp = _ErrInfo
-"""What stands in the place of a request that the parser could not read."""
-
-_VERSIONS: Final = frozenset({HttpVersion10, HttpVersion11})
+_BLANK_LINE: Final = re.compile(rb"\n\r?\n")
 
 OriginLines = Callable[[str | None], bytes]
 
@@ -53,6 +48,8 @@ class Bounds:
     """For a request's head: from its first byte, and for the first one from the connection's beginning."""
     head_bytes: int = 64 * 1024
     """Of a head that has not ended yet. aiohttp's own bounds, of lines and their number, would let it keep 2 MiB."""
+    all_heads_bytes: int = 16 * 1024 * 1024
+    """Of all such heads together."""
     farewell_seconds: float = 60.0
     """How long a closed connection may keep the bytes its client does not read."""
 
@@ -60,7 +57,7 @@ class Bounds:
 class BoundedConnection(PacedConnection):
     """Cut when its head is late or too long, or when its client does not let go of it."""
 
-    __slots__ = ("_broken", "_cap", "_head_bytes", "_head_timer", "_raw", "_untaken")
+    __slots__ = ("_broken", "_cap", "_farewell_timer", "_head_bytes", "_head_timer", "_raw", "_untaken")
 
     def __init__(self, manager: BoundedServer, **kwargs: Any) -> None:
         super().__init__(manager, pace=manager.pace, **kwargs)
@@ -68,9 +65,10 @@ class BoundedConnection(PacedConnection):
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
         self._broken = False
-        """Whether what came is not HTTP: nothing behind it is read as such."""
+        """Whether what came is not HTTP, or was refused: nothing behind it is parsed."""
         self._raw: asyncio.Transport | None = None
         """The transport, also while it is closing."""
+        self._farewell_timer: asyncio.TimerHandle | None = None
         self._untaken = 0
         """Bytes of an answer that its client, idle since, had not taken when last looked at."""
 
@@ -98,14 +96,26 @@ class BoundedConnection(PacedConnection):
         if self._request_count != before:
             self._stop_head_timer()
             self._cap.busy(self)
-        elif data and not inside_body and (self._cap.is_idle(self) or self._cap.probes_only(self)):
-            self._head_bytes += len(data)
-            if self._head_bytes > self._server.bounds.head_bytes:
-                self._refuse_head(
-                    ApiError(400, ErrorCode.INVALID_REQUEST, "the request's head is too long", close=True)
-                )
-            elif self._head_timer is None:
-                self._head_timer = self._loop.call_later(self._server.bounds.head_seconds, self._head_is_late)
+        elif data and not inside_body:
+            self._head_grew(len(data))
+
+    def _head_grew(self, size: int) -> None:
+        """Watch over a head; nobody is kept waiting by one that comes while a request before it is answered."""
+        server = self._server
+        self._head_bytes += size
+        if self._head_bytes > server.bounds.head_bytes:
+            self._refuse_head(ApiError(400, ErrorCode.INVALID_REQUEST, "the request's head is too long", close=True))
+            return
+        if self._head_timer is None and (self._cap.is_idle(self) or self._cap.probes_only(self)):
+            self._head_timer = self._loop.call_later(server.bounds.head_seconds, self._head_is_late)
+        for connection in server.heads.grow(self, size):
+            connection._refuse_head(
+                ApiError(503, ErrorCode.OVERLOADED, "too many unfinished requests", retry_after=1, close=True)
+            )
+
+    def is_of_head(self, data: bytes, begins: bool) -> bool:  # noqa: FBT001
+        """Whether all of it belongs to a head that does not end in it; *begins*: it is the first of it."""
+        return (begins or self._head_bytes > 0) and _BLANK_LINE.search(self._tail + data) is None
 
     def _drop_quotation(self) -> None:
         """Keep of a parser's error that there was one.
@@ -122,7 +132,9 @@ class BoundedConnection(PacedConnection):
                 self._messages[place] = (NotHttp(error.status, ValueError(type(error.exc).__name__), ""), EMPTY_PAYLOAD)
 
     def _stop_head_timer(self) -> None:
-        self._head_bytes = 0
+        if self._head_bytes:
+            self._head_bytes = 0
+            self._server.heads.done(self)
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
@@ -134,12 +146,40 @@ class BoundedConnection(PacedConnection):
         self._refuse_head(ApiError(408, ErrorCode.REQUEST_TIMEOUT, message, close=True))
 
     def _refuse_head(self, error: ApiError) -> None:
-        self._server.on_refusal(error.code)
+        """Answer a head that has not ended, in place of what it was to be; not into another request's answer."""
+        server, transport, begun = self._server, self.transport, self._head_bytes
+        server.on_refusal(error.code)
+        self._stop_head_timer()
+        if transport is None:
+            return
+        if not self.is_idle:
+            reset(transport)
+            return
         # To a client that has not begun, an answer would pass for that to its first request.
-        if self._head_bytes and self.transport is not None:
-            self.transport.write(
-                error_bytes(error, request_id=request_id(None), head_request=False, connection=b"close")
-            )
+        if begun:
+            transport.write(error_bytes(error, request_id=request_id(None), head_request=False, connection=b"close"))
+            self.linger()
+        else:
+            self._end()
+
+    def say_no_more(self) -> None:
+        """Close our side, keep nothing, and read over what still comes; the client's end is the connection's."""
+        self.close()
+        self._broken = True
+        self._parser, self._unparsed = None, b""
+        self._messages.clear()
+        self._cap.idle(self)
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.write_eof()
+
+    def linger(self) -> None:
+        """Say no more, and close when the client does, or after a while."""
+        self.say_no_more()
+        self._stop_head_timer()
+        self._head_timer = self._loop.call_later(LINGER_SECONDS, self._end)
+
+    def _end(self) -> None:
+        """Close, now that nothing more is said."""
         self.force_close()
         self.bound_farewell()
 
@@ -172,91 +212,11 @@ class BoundedConnection(PacedConnection):
         idle = self.is_idle
         untaken, self._untaken = self._untaken, self.transport.get_write_buffer_size() if idle else 0
         if idle and self._loop.time() >= self._next_keepalive_close_time:
-            self.force_close()
-            self.bound_farewell()
+            self._end()
         elif untaken and untaken == self._untaken:
-            self.transport.abort()
+            reset(self.transport)
         elif idle:
             self._look_again()
-
-    # ---- turns
-
-    def _handle_request(
-        self,
-        request: web.BaseRequest,
-        start_time: float | None,
-        request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
-    ) -> Coroutine[Any, Any, tuple[web.StreamResponse, bool]]:
-        self._cap.busy(self)
-        self.take_body(request.content)  # now: the task that answers begins a turn later
-        return self._answer(request, start_time, request_handler)
-
-    async def _answer(
-        self,
-        request: web.BaseRequest,
-        start_time: float | None,
-        request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
-    ) -> tuple[web.StreamResponse, bool]:
-        cap = self._cap
-        if cap.probes_only(self) and request.raw_path.partition("?")[0] not in PROBE_PATHS:
-            request_handler = self._overloaded
-        if request.version not in _VERSIONS:
-            request_handler = self._not_our_version
-        try:
-            return await super()._handle_request(request, start_time, request_handler)
-        finally:
-            self.parse_kept()
-            if not self._messages:  # else the next one follows at once, and what comes meanwhile is no head
-                cap.idle(self)
-
-    async def _not_our_version(self, _: web.BaseRequest) -> web.StreamResponse:
-        error = ApiError(400, ErrorCode.INVALID_REQUEST, "this server speaks HTTP/1.1 and HTTP/1.0", close=True)
-        self._server.on_refusal(error.code)
-        return self._server.answer(error)
-
-    async def finish_response(
-        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
-    ) -> tuple[web.StreamResponse, bool]:
-        """Send an answer of aiohttp's, to a client that takes it in time: one that never reads would stay busy."""
-        try:
-            async with asyncio.timeout(self._server.bounds.farewell_seconds):
-                return await super().finish_response(request, resp, start_time)
-        except TimeoutError:
-            if self._raw is not None:
-                self._raw.abort()
-            raise ConnectionResetError("the client does not read") from None
-        finally:
-            self._drop_quotation()  # what followed an upgrade that was declined was parsed here
-
-    async def _overloaded(self, _: web.BaseRequest) -> web.StreamResponse:
-        error = ApiError(503, ErrorCode.OVERLOADED, "too many connections", retry_after=1, close=True)
-        self._server.on_refusal(error.code)
-        return self._server.answer(error)
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """Return the answer to a request that is not HTTP (400), or that a handler of ours failed on.
-
-        aiohttp's own way quotes the offending line, which may hold a key or a prompt, to the client and, with a
-        traceback, to the log: strangers could fill it with what they like. It also names its version and Python's.
-        """
-        if status != 400:
-            super().handle_error(request, status, exc, message)  # logs
-            return self._server.answer(ApiError(500, ErrorCode.INTERNAL_ERROR, "the proxy failed", close=True))
-        _log.debug("not HTTP: %s", exc)
-        self._server.on_refusal(ErrorCode.INVALID_REQUEST)
-        refusal = "the request is not HTTP/1.1, or its head is too long or ambiguous"
-        return self._server.answer(ApiError(400, ErrorCode.INVALID_REQUEST, refusal, close=True))
-
-    def log_exception(self, *args: Any, **kwargs: Any) -> None:
-        """Log what failed; not that a client left inside a body nobody wanted: to aiohttp that is a RuntimeError."""
-        if self.transport is not None or not isinstance(kwargs.get("exc_info"), RuntimeError):
-            super().log_exception(*args, **kwargs)
 
     # ---- ends
 
@@ -273,12 +233,24 @@ class BoundedConnection(PacedConnection):
         A transport that was closed waits for its buffer to be empty, for ever; its descriptor would never come back.
         """
         raw = self._raw
-        if raw is not None and raw.is_closing() and raw.get_write_buffer_size():
-            self._loop.call_later(self._server.bounds.farewell_seconds, raw.abort)
+        if self._farewell_timer is None and raw is not None and raw.is_closing() and raw.get_write_buffer_size():
+            self._farewell_timer = self._loop.call_later(self._server.bounds.farewell_seconds, reset, raw)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the connection, perhaps closed by us, has not ended: its client has not taken all it was sent."""
+        return self._raw is not None
+
+    def give_up(self) -> None:
+        """End a connection that is closed although its client has not taken all."""
+        if self._raw is not None:
+            reset(self._raw)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget the deadlines."""
         self._stop_head_timer()
+        if self._farewell_timer is not None:
+            self._farewell_timer.cancel()
         self._raw = None
         super().connection_lost(exc)
 
@@ -295,10 +267,16 @@ class BoundedServer(web.Server):
         answer: Callable[[ApiError], web.StreamResponse],
         pace: UploadPace,
         origin_lines: OriginLines | None = None,
+        patience: Callable[[], float] = float,
         **kwargs: Any,
     ) -> None:
+        """*patience*: how many seconds clients have, at the end, to take what they were sent."""
         super().__init__(*args, **kwargs)
         self.bounds = bounds
+        self.heads: HeadBudget[BoundedConnection] = HeadBudget(bounds.all_heads_bytes)
+        self._patience = patience
+        self._leaving: set[web.RequestHandler] = set()
+        self._all_left = asyncio.Event()
         self.cap: ConnectionCap[web.RequestHandler] = ConnectionCap(most)
         self.on_refusal = on_refusal
         self.answer = answer
@@ -311,11 +289,34 @@ class BoundedServer(web.Server):
         assert isinstance(handler, BoundedConnection)
         handler.begun(transport)
         if (leaving := self.cap.admit(handler)) is not None:
-            leaving.force_close()
             assert isinstance(leaving, BoundedConnection)
-            leaving.bound_farewell()
+            leaving._end()
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
         """Take the seat back."""
         super().connection_lost(handler, exc)
         self.cap.lost(handler)
+        self._leaving.discard(handler)
+        if not self._leaving:
+            self._all_left.set()
+
+    async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as in aiohttp
+        """Close every connection, and wait until their clients have taken what they were sent.
+
+        An answer is out when it is in our buffers. These end with the loop, and a client that reads slowly would find
+        its answer cut: by a clean end, where nothing else says how long it is.
+        """
+        connections = tuple(self.connections)
+        await super().shutdown(timeout)
+        self._leaving = {each for each in connections if isinstance(each, BoundedConnection) and each.is_there}
+        self._all_left.clear()
+        if not self._leaving:
+            return
+        try:
+            async with asyncio.timeout(self._patience()):
+                await self._all_left.wait()
+        except TimeoutError:
+            _log.warning("%d clients had not taken the end of their answers", len(self._leaving))
+            for connection in tuple(self._leaving):
+                assert isinstance(connection, BoundedConnection)
+                connection.give_up()

@@ -34,8 +34,9 @@ from wings_proxy.proxy.known_heads import HeldRequest, KnownHead, Split, split_h
 from wings_proxy.proxy.parser_position import ParserPosition
 from wings_proxy.proxy.upload import SMALL_BODY_BYTES
 from wings_proxy.proxy.whole_body import WholeBody
-from wings_proxy.server.bounded_connection import BoundedConnection, BoundedServer, NotHttp
-from wings_proxy.server.paced_connection import SLICE_BYTES
+from wings_proxy.server.bounded_connection import BoundedServer
+from wings_proxy.server.own_answers import AnsweringConnection
+from wings_proxy.server.paced_connection import NotHttp
 from wings_proxy.server.responses import SentResponse
 
 _HOLD_SECONDS: Final = 0.02
@@ -45,7 +46,7 @@ EngineRoute = Callable[[str], str | None]
 """Tells the route a request target is counted under if it is the engine's, else None."""
 
 
-class ClientConnection(BoundedConnection):
+class ClientConnection(AnsweringConnection):
     """Takes turns: the oldest request is answered to its end, by the forwarder or by aiohttp, before the next."""
 
     __slots__ = (
@@ -72,8 +73,7 @@ class ClientConnection(BoundedConnection):
         self._engine_route = engine_route
         self._origin_lines = manager.origin_lines
         self._position = ParserPosition()
-        self._known: KnownHead | None = None
-        """The head of the request before, if it was known."""
+        self._known: KnownHead | None = None  # the head of the request before, if it was known
         self._held: HeldRequest | None = None
         self._hold_timer: asyncio.TimerHandle | None = None
         self._forwarding: Forwarding | None = None
@@ -112,10 +112,14 @@ class ClientConnection(BoundedConnection):
             split = split_head(data)
             if split is not None and self._take_known(split, data):
                 return
-        if len(data) > SLICE_BYTES and not self._position.inside_body_for(len(data)):
-            self.parse_slices(data)
-        else:
+        self._parse_or_slice(split, data)
+
+    def _parse_or_slice(self, split: Split | None, data: bytes) -> None:
+        begins = self._position.between_requests
+        if self._position.inside_body_for(len(data)) or self.is_one_piece(data) or self.is_of_head(data, begins):
             self._parse(split, data)
+        else:
+            self.parse_slices(data)
 
     def parse_slice(self, data: bytes) -> None:
         """Parse some of what came; all the rest too if it is a body of known length, which costs the parser nothing."""
@@ -131,10 +135,13 @@ class ClientConnection(BoundedConnection):
         before = self._request_count
         super().data_received(data)
         self._waiter = waiter
+        parsed = self._request_count - before
         if data and self._position.known:
-            self._follow(split, data, self._request_count - before)
+            self._follow(split, data, parsed)
         if not self._position.known:
-            self._end_behind_offers()
+            self.look_behind(data, parsed)
+            if self._client is not None and self._client.offers:
+                self._client.keep_alive = False
         if self._linger_timer is not None:
             self._read_over()
         elif self._messages and self._forwarding is None:
@@ -157,12 +164,16 @@ class ClientConnection(BoundedConnection):
         elif position.inside_body:
             position.lose()  # aiohttp may not read the body to its end
 
-    def _end_behind_offers(self) -> None:
-        """Go on no further than an offer of another protocol: aiohttp drops what came in one piece with its end."""
-        for place, (message, content) in enumerate(self._messages):
-            if not isinstance(message, NotHttp) and message.upgrade:
-                self._messages[place] = (message._replace(should_close=True), content)
-        if self._client is not None and self._client.offers:
+    def end_behind_answer(self) -> None:
+        """Have the answer that is being given be the last one."""
+        if self._forwarding is not None and self._client is not None:
+            self._client.keep_alive = False
+        else:
+            super().end_behind_answer()
+
+    def leave(self) -> None:
+        """Say in the answer that is being given, if its head is not out, that it is the last one: we are to stop."""
+        if self._forwarding is not None and not self._forwarding.answering and self._client is not None:
             self._client.keep_alive = False
 
     # ---- heads that are known
@@ -213,8 +224,7 @@ class ClientConnection(BoundedConnection):
         """Leave a request that did not come as expected to the parser, and to the deadlines of its body."""
         self._held = None
         self._request_count -= 1
-        data = request.data
-        self._parse(split_head(data), data)
+        self._parse_or_slice(split_head(request.data), request.data)
 
     @property
     def _is_free(self) -> bool:
@@ -304,13 +314,6 @@ class ClientConnection(BoundedConnection):
         elif self._waiter is not None:
             self._waiter.set_result(None)
 
-    def parse_kept(self) -> None:
-        """Have the parser go on, unless it is known to have kept nothing."""
-        if self._position.known:
-            self.settle_body()
-        else:
-            super().parse_kept()
-
     def _forward_parsed(self, message: RawRequestMessage, content: StreamReader, route: str) -> None:
         owner = self._forwarder
         fields = read_fields(message.raw_headers, dropped=owner.dropped)
@@ -345,7 +348,7 @@ class ClientConnection(BoundedConnection):
             self._leave()
             return
         self.wait_for_request()
-        self.parse_kept()
+        self.settle_body()
         if self._messages:
             self._next()
         elif self._forwarding is None:
@@ -365,12 +368,12 @@ class ClientConnection(BoundedConnection):
     # ---- ends
 
     def _leave(self) -> None:
-        """Close once the rest of the body has come: closing over unread bytes would reset the answer away."""
+        """Close once the rest of the body has come; if something may follow it, once that has been read over too."""
         assert self._content is not None
         if self._content.is_eof() or self.transport is None or self.transport.is_closing():
-            self._end()
+            self._end_turns()
         else:
-            self._linger_timer = self._loop.call_later(self._lingering_time, self._end)
+            self._linger_timer = self._loop.call_later(self._lingering_time, self._end_turns)
             self._read_over()
 
     def _read_over(self) -> None:
@@ -378,13 +381,13 @@ class ClientConnection(BoundedConnection):
         if not self._messages:
             self._content.read_nowait()
         if self._messages or self._content.is_eof():
-            self._end()
+            self._end_turns()
 
-    def _end(self) -> None:
+    def _end_turns(self) -> None:
         if self._linger_timer is not None:
             self._linger_timer.cancel()
             self._linger_timer = None
-        self.close()
-        if self.transport is not None:
-            self.transport.close()
-        self.bound_farewell()
+        if self._position.known and not self._forwarder.closing:
+            self._end()
+        else:
+            self.linger()

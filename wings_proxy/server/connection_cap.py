@@ -18,12 +18,21 @@ _FILES_OF_OURS: Final = 64
 """Descriptors that are no client's: listeners, the volume, logs, probes, the loop's own."""
 
 _MOST: Final = 20_000
-"""Without a setting, however many descriptors there are: each connection also costs some 10 KiB of memory."""
+"""Without a setting, however many descriptors there are: each connection also costs memory, some 10 KiB while it is
+idle. What more it can be made to hold has bounds of its own (`bounded_connection.Bounds`, `runner`)."""
 
 
 def cap_for(descriptors: int) -> int:
     """Return how many connections so many file descriptors carry: each may need a second one, to the engine."""
-    return max(8, min(_MOST, (descriptors - _FILES_OF_OURS - RESERVE) // 2))
+    return max(8, min(_MOST, most_for(descriptors) // 2))
+
+
+def most_for(descriptors: int) -> int:
+    """Return how many connections so many file descriptors carry at the most, if hardly any asks for something.
+
+    One more, and nobody could be let in, probes neither.
+    """
+    return max(8, descriptors - _FILES_OF_OURS - RESERVE)
 
 
 class ConnectionCap(Generic[C]):

@@ -44,11 +44,13 @@ class Runner(web.AppRunner):
         most_connections: int = 1000,
         on_refusal: Callable[[ErrorCode], None] = lambda _: None,
         origin_lines: OriginLines | None = None,
+        patience: Callable[[], float] = float,
         **kwargs: Any,
     ) -> None:
         """Take, beside aiohttp's own, the bounds of connections, and who hears of requests that nobody handles.
 
-        *origin_lines* tells what the head of a forwarded answer says to a web page of an `Origin`.
+        *origin_lines* tells what the head of a forwarded answer says to a web page of an `Origin`; *patience*, how many
+        seconds clients have to take what they were sent, once it ends.
         """
         super().__init__(app, read_bufsize=_UNTAKEN_BYTES, **kwargs)
         self._forwarder = forwarder
@@ -58,6 +60,7 @@ class Runner(web.AppRunner):
             "most": most_connections,
             "on_refusal": on_refusal,
             "origin_lines": origin_lines,
+            "patience": patience,
         }
 
     @property
@@ -65,6 +68,12 @@ class Runner(web.AppRunner):
         """The connections there are; only after `setup`."""
         assert isinstance(self._server, BoundedServer)
         return self._server.cap
+
+    def leave(self) -> None:
+        """Have every answer that has not begun be its connection's last one: we are to stop."""
+        for connection in self._server.connections if self._server is not None else ():
+            assert isinstance(connection, ClientConnection)
+            connection.leave()
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
