@@ -200,9 +200,9 @@ MUTATIONS = [
         "tests/server/test_paced_connection.py::test_no_slice_is_parsed_that_nobody_reads",
     ),
     Mutation(
-        "server/own_answers.py",
-        "if not self._messages:  # else",
-        "if True:  # else",
+        "server/paced_connection.py",
+        "newest = self._messages[-1][1] if self._messages else self._late_body",
+        "newest = self._late_body",
         "tests/server/test_paced_connection.py::test_a_body_behind_an_answer_of_ours_is_no_head",
     ),
     Mutation(
@@ -324,6 +324,12 @@ MUTATIONS = [
         "            self.say_no_more()\n",
         "",
         "tests/server/test_own_answers.py::test_a_refusal_is_not_lost_behind_what_follows_it",
+    ),
+    Mutation(
+        "lifecycle/gate.py",
+        "            if self.open:\n                return None\n",
+        "",
+        "tests/faults/test_d_clients.py::test_d52_five_hundred_clients_at_the_moment_of_ready",
     ),
 ]
 

@@ -12,8 +12,9 @@ import pytest
 
 from tests.fake_engine import Fault, Outcome, StartEngine
 from tests.faults.scene import CHAT, CHAT_BODY, STREAM, ask, connect, everything, get, metric, newest, scene
-from tests.sidecar import Sidecar
+from tests.sidecar import RUN, Sidecar
 from tests.wire import Client
+from wings_proxy.handover.volume import Volume
 
 FOREVER = {"tokens": 100_000, "token_seconds": 0.01}
 
@@ -290,7 +291,7 @@ async def test_d50_no_spelling_is_another_route(fake_engine: StartEngine, tmp_pa
         assert await metric(running, 'wings_api_errors_total{code="not_found"}') == 1
 
 
-SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
+SMUGGLED = b"GET /v1/models?smuggled HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 
 @pytest.mark.parametrize(
@@ -328,16 +329,38 @@ SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
     ],
 )
 async def test_d51_two_readers_never_see_two_requests(fake_engine: StartEngine, tmp_path: Path, fields: bytes) -> None:
-    sent = b"POST %b HTTP/1.1\r\nHost: x\r\n%b\r\n\r\n0\r\n\r\n%b" % (CHAT, fields, SMUGGLED)
+    """Refused for its head: whether one reader finds a body behind it, another a request, or nothing comes at all."""
+    head = b"POST %b HTTP/1.1\r\nHost: x\r\n%b\r\n\r\n" % (CHAT, fields)
     async with scene(fake_engine, tmp_path) as (running, engine):
-        received = await everything(running, sent)
-        assert received.split(b" ")[1] == b"400"
-        assert received.count(b"HTTP/1.") == 1 + received.count(b"is not HTTP/1.1")
-        assert not [request for request in engine.requests if "smuggled" in request.target]
+        assert (await ask(running, head)).status == 400
+        for behind in (SMUGGLED, b"0\r\n\r\n" + SMUGGLED):
+            received = await everything(running, head + behind)
+            assert received.split(b" ")[1] == b"400"
+            assert received.count(b"HTTP/1.") == 1 + received.count(b"is not HTTP/1.1")
+        assert not [request for request in engine.requests if "smuggled" in request.target or request.method == "POST"]
 
 
-async def test_d52_five_hundred_clients_at_the_moment_of_ready(fake_engine: StartEngine, tmp_path: Path) -> None:
+async def test_d51_it_is_the_spelling_that_is_refused(fake_engine: StartEngine, tmp_path: Path) -> None:
+    """The same bytes with a harmless field are two requests."""
+    head = b"POST %b HTTP/1.1\r\nHost: x\r\nX-Harmless: y\r\n\r\n" % CHAT
+    async with scene(fake_engine, tmp_path) as (running, engine):
+        received = await everything(running, head + SMUGGLED)
+        assert received.count(b"HTTP/1.1 ") == 2
+        assert [request.method for request in engine.requests if request.target.startswith("/v1/chat")] == ["POST"]
+        assert len([request for request in engine.requests if "smuggled" in request.target]) == 1
+
+
+async def test_d52_five_hundred_clients_at_the_moment_of_ready(
+    fake_engine: StartEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The herd is let in by one hold, not by five hundred; the timed version is in `test_load.py`."""
+    holds, take_hold = list[str](), Volume.take_hold
+
+    async def noted(volume: Volume, run: str) -> None:
+        holds.append(run)
+        await take_hold(volume, run)
+
+    monkeypatch.setattr(Volume, "take_hold", noted)
     async with scene(fake_engine, tmp_path, ready=False, engine={"loading_seconds": 0.2, "max_num_seqs": 1000}) as (
         running,
         _,
@@ -351,4 +374,5 @@ async def test_d52_five_hundred_clients_at_the_moment_of_ready(fake_engine: Star
                     return status
                 await asyncio.sleep(0.05)
 
-        assert await asyncio.gather(*(client() for _ in range(100))) == [200] * 100
+        assert await asyncio.gather(*(client() for _ in range(500))) == [200] * 500
+        assert holds == [RUN]

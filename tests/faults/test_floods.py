@@ -82,7 +82,7 @@ def test_g74_heads_without_an_end_hold_little_however_many(tmp_path: Path, loop:
         before = running.resident_mib
         with flood(running, STRANGERS, HALF_A_HEAD):
             print(f"{loop}: {running.most_resident_mib - before:+.0f} MiB for {STRANGERS} unfinished heads")
-            assert running.most_resident_mib - before < 150
+            assert running.most_resident_mib - before < 200
             assert running.metric('wings_api_errors_total{code="overloaded"}') > STRANGERS / 2
             assert running.metric('wings_api_errors_total{code="internal_error"}') == 0
         deadline = time.monotonic() + 60

@@ -11,6 +11,7 @@ its own.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import resource
 import shutil
@@ -29,6 +30,7 @@ from tests.bench.workloads import Workload
 from tests.fake_engine import StartEngine
 from tests.faults.program import Clients, Program, denied_seconds, fake_engine_program, program, stolen_seconds
 from tests.ports import free_port
+from tests.sidecar import RUN
 
 pytestmark = [
     pytest.mark.slow,
@@ -214,10 +216,16 @@ def test_d46_ten_thousand_idle_connections(tmp_path: Path, loop: str) -> None:
 
 @LOOPS
 def test_d52_five_hundred_clients_at_the_moment_of_ready(tmp_path: Path, loop: str) -> None:
-    port = free_port()
-    (tmp_path / "volume").mkdir()
+    """The first of them has the hold written, the others wait for it."""
+    port, volume = free_port(), tmp_path / "volume"
+    volume.mkdir()
+    status = {"run": RUN, "generation": "0" * 12, "phase": "running", "asked": False, "code": None}
+    (volume / "engine.status").write_text(json.dumps({**status, "started": 1, "changed": 1}) + "\n")
+    os.mkfifo(volume / "engine.alive")
+    alive = os.open(volume / "engine.alive", os.O_RDWR | os.O_NONBLOCK)  # as the launch script does
     with (
-        program(tmp_path / "volume", port, ready=False, WINGS_EVENT_LOOP=loop) as running,
+        os.fdopen(alive),
+        program(volume, port, ready=False, WINGS_EVENT_LOOP=loop) as running,
         Clients("herd", running.port, 500) as herd,
         undisturbed(running, f"{loop}, 500 clients at the moment of ready"),
     ):
@@ -226,6 +234,7 @@ def test_d52_five_hundred_clients_at_the_moment_of_ready(tmp_path: Path, loop: s
             told = herd.told(stop=False)
         print(f"  {told}")
         assert told["served"] == 500
+        assert (volume / "hold").read_text().strip() == RUN
 
 
 @LOOPS

@@ -246,6 +246,8 @@ async def test_the_end_waits_for_clients_that_still_read() -> None:
         while not running.pushed:  # noqa: ASYNC110 - the server rings no bell
             await asyncio.sleep(0)
         end = asyncio.create_task(ended(running), name="end")
+        done, _ = await asyncio.wait({end}, timeout=0.3)
+        assert not done
         assert await to_the_end(client) > SIXTEEN_MIB
         await end
 
