@@ -20,6 +20,7 @@ from tests.sidecar import HANG_SECONDS, RUN, Sidecar, chat, sidecar
 from tests.stream_client import to_the_end
 from wings_proxy.config.load import ConfigError, resolve
 from wings_proxy.handover.volume import Volume
+from wings_proxy.proxy.api_keys import ApiKeys
 from wings_proxy.serve import run_serve
 
 
@@ -208,6 +209,36 @@ async def test_a_signal_that_comes_twice_at_once_is_one(fake_engine: StartEngine
         os.kill(os.getpid(), signal.SIGINT)
         assert (await stream)[-1] == "[DONE]"
         assert await running.task == 0
+
+
+async def test_new_keys_are_in_force_without_a_restart(
+    fake_engine: StartEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Secret changes as a volume of Kubernetes does: by a link to another directory."""
+    watch = ApiKeys.watch
+    monkeypatch.setattr(ApiKeys, "watch", lambda keys: watch(keys, poll_seconds=0.02))
+    secret, engine = tmp_path / "secret", await fake_engine()
+    for name in ("old", "new"):
+        (secret / f"..{name}").mkdir(parents=True)
+        (secret / f"..{name}" / "keys").write_text(f"{name}-key\n")
+    (secret / "..data").symlink_to("..old")
+    (secret / "keys").symlink_to("..data/keys")
+    (tmp_path / "volume").mkdir()
+    async with sidecar(tmp_path / "volume", engine.port, WINGS_API_KEYS_FILE=str(secret / "keys")) as running:
+        await running.health(lambda body: body["state"] == "ready")
+
+        async def asked_with(key: str) -> int:
+            url, fields = f"http://127.0.0.1:{running.port}/v1/models", {"Authorization": f"Bearer {key}"}
+            async with running.client.get(url, headers=fields) as answer:
+                return answer.status
+
+        assert [await asked_with(key) for key in ("old-key", "new-key")] == [200, 401]
+        (secret / "..other").symlink_to("..new")
+        (secret / "..other").rename(secret / "..data")
+        async with asyncio.timeout(HANG_SECONDS):
+            while await asked_with("new-key") == 401:  # noqa: ASYNC110 - a file rings no bell
+                await asyncio.sleep(0.01)
+        assert [await asked_with(key) for key in ("old-key", "new-key")] == [401, 200]
 
 
 async def test_a_volume_that_hangs_does_not_keep_us_from_leaving(

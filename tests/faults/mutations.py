@@ -331,6 +331,12 @@ MUTATIONS = [
         "",
         "tests/faults/test_d_clients.py::test_d52_five_hundred_clients_at_the_moment_of_ready",
     ),
+    Mutation(
+        "serve.py",
+        'group.create_task(api_keys.watch(), name="API key reload") if api_keys is not None else None',
+        "None",
+        "tests/test_serve.py::test_new_keys_are_in_force_without_a_restart",
+    ),
 ]
 
 
