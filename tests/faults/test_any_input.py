@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import re
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from wings_proxy.engines import ENGINES
 from wings_proxy.engines.failure_reasons import diagnose
 from wings_proxy.engines.log_stats import LogStats
-from wings_proxy.handover.engine_status import parse_status
+from wings_proxy.handover.engine_status import Phase, parse_status
 from wings_proxy.lifecycle.engine_log import LineSplitter, LoadProgress, is_echo
 from wings_proxy.proxy.headers import (
     CREDENTIALS,
@@ -40,10 +41,8 @@ KNOWN = st.sampled_from(
     [name.decode() for name in (*HOP_BY_HOP, *CREDENTIALS, b"Host", b"Expect", b"X-Request-Id", b"Content-Length")]
 )
 NAMES = TOKEN | KNOWN | KNOWN.map(str.upper) | KNOWN.map(str.title)
-TEXT = st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f").filter(
-    lambda character: not "\x80" <= character <= "\x9f"
-)
-VALUES = st.text(TEXT, max_size=30).map(str.strip) | st.lists(NAMES, max_size=4).map(", ".join)
+TEXT = st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f") | st.just("\t")
+VALUES = st.text(TEXT, max_size=30).map(lambda value: value.strip(" \t")) | st.lists(NAMES, max_size=4).map(", ".join)
 FIELDS = st.lists(st.tuples(NAMES, VALUES), max_size=12)
 
 
@@ -202,17 +201,54 @@ def test_no_log_line_breaks_its_reader_or_makes_a_number_that_is_none(name: str,
 
 # ---- status files
 
-
-@given(
-    st.dictionaries(
-        st.sampled_from(["run", "generation", "phase", "asked", "code", "started", "changed", "more"]),
-        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=40) | st.just(float("nan")),
-    ),
-    st.text(max_size=3),
+SECONDS = st.integers(0, 2**53)
+STATUS = st.fixed_dictionaries(
+    {
+        "run": st.uuids().map(str),
+        "generation": st.text("0123456789abcdef", min_size=12, max_size=12),
+        "phase": st.just("exited"),
+        "asked": st.booleans(),
+        "code": st.integers(0, 255),
+        "started": SECONDS,
+        "changed": SECONDS,
+    }
+) | st.fixed_dictionaries(
+    {
+        "run": st.uuids().map(str),
+        "generation": st.text("0123456789abcdef", min_size=12, max_size=12),
+        "phase": st.sampled_from(["running", "stop_requested"]),
+        "asked": st.none(),
+        "code": st.none(),
+        "started": SECONDS,
+        "changed": SECONDS,
+    }
+).map(lambda fields: {**fields, "asked": fields["phase"] == "stop_requested"})
+ODD = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=40)
+NAMES_OF_ALL = ["run", "generation", "phase", "asked", "code", "started", "changed", "more"]
+NEARLY = st.sampled_from(
+    [("run", "0" * 8 + "-0000" * 3 + "-" + "0" * 12 + end) for end in ("", "\n", "0")]
+    + [("generation", "0" * 12 + end) for end in ("", "\n", "0")]
+    + [("phase", phase.value) for phase in Phase]
+    + [("asked", asked) for asked in (True, False, 1, "true")]
+    + [("code", code) for code in (-1, 0, 255, 256, 1.0, True)]
+    + [("started", seconds) for seconds in (-1, 2**53 + 1, 1.0, False)]
 )
-def test_a_status_file_is_exactly_one_or_none(fields: dict[str, object], behind: str) -> None:
-    data = (json.dumps(fields) + behind).encode("utf-8", "surrogatepass")
-    status = parse_status(data)
+CHANGES = st.lists(NEARLY | NEARLY | st.tuples(st.sampled_from(NAMES_OF_ALL), ODD), max_size=2).map(dict)
+
+
+@given(STATUS, CHANGES, st.just("") | st.just("\n") | st.sampled_from([" ", "x", "{}", "\0"]))
+def test_a_status_file_is_exactly_one_or_none(
+    sound: dict[str, object], changes: dict[str, object], behind: str
+) -> None:
+    """What is read is what was written, to the letter; what was not changed is read."""
+    fields = {**sound, **changes}
+    status = parse_status((json.dumps(fields) + behind).encode("utf-8", "surrogatepass"))
     if status is not None:
-        assert len(fields) == 7
+        assert json.dumps(asdict(status), sort_keys=True) == json.dumps(fields, sort_keys=True)
         assert not behind.strip()
+        assert (status.phase is Phase.EXITED) == (status.code is not None)
+        assert re.fullmatch("[0-9a-f-]{36}", status.run)
+        assert re.fullmatch("[0-9a-f]{12}", status.generation)
+        assert [type(value) for value in (status.asked, status.started, status.changed)] == [bool, int, int]
+    elif behind in ("", "\n", " "):
+        assert changes
