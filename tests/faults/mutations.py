@@ -337,6 +337,36 @@ MUTATIONS = [
         "None",
         "tests/test_serve.py::test_new_keys_are_in_force_without_a_restart",
     ),
+    Mutation(
+        "server/listener.py",
+        "                loop.remove_reader(sock)\n                self._retries",
+        "                self._retries",
+        "tests/server/test_listener.py::test_without_descriptors_it_waits_and_goes_on",
+    ),
+    Mutation(
+        "server/listener.py",
+        "self._retries[sock] = loop.call_later(_RETRY_SECONDS, loop.add_reader, sock, self._accept, sock)",
+        "pass",
+        "tests/server/test_listener.py::test_without_descriptors_it_waits_and_goes_on",
+    ),
+    Mutation(
+        "lifecycle/probe.py",
+        "while len(body) < _LARGEST_BODY and (part",
+        "while (part",
+        "tests/lifecycle/test_probe.py::test_an_answer_without_an_end_is_read_no_further_than_it_may_matter",
+    ),
+    Mutation(
+        "lifecycle/probe.py",
+        "self._session_there.get(self._base + path, allow_redirects=False)",
+        "self._session_there.get(self._base + path)",
+        "tests/lifecycle/test_probe.py::test_a_redirect_is_not_followed",
+    ),
+    Mutation(
+        "proxy/headers.py",
+        "dropped |= connection_options(named) - _NEVER_NAMED",
+        "dropped |= connection_options(named)",
+        "tests/faults/test_i_security.py::test_i89_a_client_cannot_name_away_what_we_add",
+    ),
 ]
 
 

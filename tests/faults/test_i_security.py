@@ -113,6 +113,13 @@ async def test_i89_a_client_cannot_name_away_what_we_add(fake_engine: StartEngin
         assert answer.one(b"X-Request-Id") == b"mine"
         [arrived] = [request for request in engine.requests if request.header("x-request-id") == "mine"]
         assert arrived.header("host") is not None
+        body = json.dumps(CHAT_BODY).encode()
+        own = b"Content-Length: %d\r\nContent-Type: application/json" % len(body)
+        answer = await ask(running, b"POST %b HTTP/1.1\r\nHost: x\r\n%b\r\n%b\r\n\r\n%b" % (CHAT, named, own, body))
+        assert answer.status == 200
+        [arrived] = [request for request in engine.requests if request.method == "POST"]
+        assert arrived.header("content-type") == "application/json"
+        assert arrived.header("content-length") == str(len(body))
 
 
 @pytest.mark.parametrize(

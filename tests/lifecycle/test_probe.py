@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import json
 import os
@@ -84,6 +85,22 @@ async def test_a_huge_answer_is_not_read_to_its_end(fake_engine: StartEngine) ->
     engine = await fake_engine(health=Health.HUGE, huge_bytes=50_000_000)
     outcome, _ = await outcome_of(engine.port)
     assert outcome is Outcome.HEALTHY
+
+
+async def test_an_answer_without_an_end_is_read_no_further_than_it_may_matter() -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            head = await reader.readuntil(b"\r\n\r\n")
+            endless = head.startswith(b"GET /health ")
+            writer.write(b"HTTP/1.1 200 OK\r\n\r\n" + (b"" if endless else b'{"data": []}'))
+            while endless:
+                writer.write(bytes(65536))
+                await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    async with server:
+        assert await outcome_of(server.sockets[0].getsockname()[1], seconds=3.0) == (Outcome.HEALTHY, "")
 
 
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]

@@ -150,6 +150,8 @@ async def test_without_descriptors_it_waits_and_goes_on(
             try:
                 while not caplog.messages:
                     await turns(1)
+                await turns(100)  # in which it does not try
+                assert len(caplog.messages) < 5
                 assert not server.connections
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
