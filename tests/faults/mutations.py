@@ -367,6 +367,24 @@ MUTATIONS = [
         "dropped |= connection_options(named)",
         "tests/faults/test_i_security.py::test_i89_a_client_cannot_name_away_what_we_add",
     ),
+    Mutation(
+        "telemetry/loop_lag.py",
+        "self._lateness.observe(max(0.0, self._clock() - self._due))",
+        "self._lateness.observe(0.0)",
+        "tests/faults/test_g_resources.py::test_g77_a_blocked_loop_is_survived_and_seen",
+    ),
+    Mutation(
+        "proxy/forward.py",
+        "            self._owner.relays.discard(relay)\n",
+        "",
+        "tests/faults/test_g_resources.py::test_g76_many_requests_leave_no_tasks_and_no_objects_behind",
+    ),
+    Mutation(
+        "proxy/upstream.py",
+        "            self._rescue()",
+        "            pass",
+        "tests/proxy/test_upstream.py::test_an_answer_is_read_even_when_the_next_write_fails",
+    ),
 ]
 
 
