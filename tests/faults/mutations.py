@@ -385,6 +385,12 @@ MUTATIONS = [
         "            pass",
         "tests/proxy/test_upstream.py::test_an_answer_is_read_even_when_the_next_write_fails",
     ),
+    Mutation(
+        "server/status.py",
+        "return self._clock() - self._came_round_at()",
+        "return 0.0",
+        "tests/server/test_status.py::test_our_liveness_is_the_supervisors_and_nothing_of_the_engine",
+    ),
 ]
 
 

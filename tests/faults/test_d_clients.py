@@ -34,18 +34,19 @@ async def begun(running: Sidecar, sent: bytes = STREAMED) -> Client:
     return client
 
 
-@pytest.mark.parametrize("how", ["close", "reset"])
+@pytest.mark.parametrize("how", ["close", "reset", "half"])
 async def test_d41_a_client_that_leaves_in_a_stream_stops_the_engine(
     fake_engine: StartEngine, tmp_path: Path, how: str
 ) -> None:
     async with scene(fake_engine, tmp_path, engine=FOREVER) as (running, engine):
         client = await begun(running)
         await client.reader.readuntil(b"data: ")
-        getattr(client, how)()
+        {"close": client.close, "reset": client.reset, "half": client.writer.write_eof}[how]()
         await engine.until(lambda: engine.running == 0)
         await engine.until(lambda: newest(engine).outcome is Outcome.LEFT)
         while not await metric(running, 'wings_client_aborts_total{phase="stream"}'):  # noqa: ASYNC110 - a page rings no bell
             await asyncio.sleep(0.01)
+        client.close()
 
 
 async def test_d42_a_client_that_leaves_before_the_first_byte_stops_the_engine(
