@@ -17,8 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from aiohttp import web
-
 from wings_proxy import __version__
 from wings_proxy.config.drift import ConfigFile
 from wings_proxy.config.load import ConfigError, Resolved
@@ -50,7 +48,7 @@ from wings_proxy.proxy.upstream import Pool
 from wings_proxy.server.access import Access
 from wings_proxy.server.app import make_app, make_dispatcher, make_engine_route
 from wings_proxy.server.bounded_connection import Bounds
-from wings_proxy.server.connection_cap import cap_for, most_for
+from wings_proxy.server.connection_cap import cap_for, most_for, waiting_for
 from wings_proxy.server.descriptor_limit import raise_descriptor_limit
 from wings_proxy.server.docs import Docs
 from wings_proxy.server.engine_document import EngineDocument
@@ -280,7 +278,7 @@ async def serve(
     ConnectionMetrics(metrics.registry, runner.connections)
     runner.server.request_handler = make_dispatcher(routes, runner.server.request_handler, access, metrics.refused)
     try:
-        if not await _listen(runner, config):
+        if not await _listen(runner, config, descriptors):
             return ExitCode.FAILED
         async with probe, scrape, asyncio.TaskGroup() as group:
             lag.start(loop)
@@ -311,10 +309,15 @@ def _most_connections(config: Config, descriptors: int) -> int:
     return min(config.max_connections, most)
 
 
-async def _listen(runner: web.AppRunner, config: Config) -> bool:
+async def _listen(runner: Runner, config: Config, descriptors: int) -> bool:
     try:
         await Listener(
-            runner, config.host or None, config.port, backlog=_BACKLOG, silence_seconds=config.write_stall_seconds
+            runner,
+            config.host or None,
+            config.port,
+            backlog=_BACKLOG,
+            silence_seconds=config.write_stall_seconds,
+            most_waiting=waiting_for(descriptors, runner.connections.most),
         ).start()
     except OSError as error:
         print(cannot_listen("WINGS_PORT", config.port, error, host=config.host), file=sys.stderr)

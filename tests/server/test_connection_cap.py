@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wings_proxy.server.connection_cap import RESERVE, ConnectionCap, cap_for, most_for
+from wings_proxy.server.connection_cap import RESERVE, ConnectionCap, cap_for, most_for, waiting_for
 
 
 def full(*idle: str, busy: int = 0) -> ConnectionCap[str]:
@@ -97,6 +97,14 @@ def test_the_cap_follows_from_the_descriptors(descriptors: int, most: int) -> No
 @pytest.mark.parametrize(("descriptors", "most"), [(64, 8), (1024, 944), (20_000, 19_920)])
 def test_whoever_sets_a_cap_gets_no_more_than_can_be_let_in(descriptors: int, most: int) -> None:
     assert most_for(descriptors) == most
+
+
+@pytest.mark.parametrize(
+    ("descriptors", "most", "waiting"),
+    [(64, 8, 16), (1024, 944, 16), (1024, 472, 118), (20_000, 11_000, 2230), (1_048_576, 20_000, 4096)],
+)
+def test_what_the_cap_leaves_is_shared_with_those_not_served_yet(descriptors: int, most: int, waiting: int) -> None:
+    assert waiting_for(descriptors, most) == waiting
 
 
 @given(st.integers(1, 5), st.lists(st.tuples(st.sampled_from(["admit", "busy", "idle", "lost"]), st.integers(0, 40))))

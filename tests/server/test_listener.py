@@ -73,7 +73,9 @@ def test_what_a_system_lacks_is_left_out(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @asynccontextmanager
-async def listening(host: str | None = "127.0.0.1", backlog: int = 1024) -> AsyncIterator[tuple[int, web.Server]]:
+async def listening(
+    host: str | None = "127.0.0.1", backlog: int = 1024, most_waiting: int = 0
+) -> AsyncIterator[tuple[int, web.Server]]:
     async def handler(_: web.BaseRequest) -> web.Response:
         return web.Response(text="hello")
 
@@ -82,7 +84,7 @@ async def listening(host: str | None = "127.0.0.1", backlog: int = 1024) -> Asyn
     await runner.setup()
     port = free_port()
     try:
-        await Listener(runner, host, port, backlog=backlog, silence_seconds=60).start()
+        await Listener(runner, host, port, backlog=backlog, silence_seconds=60, most_waiting=most_waiting).start()
         yield port, server
     finally:
         await runner.cleanup()
@@ -116,6 +118,47 @@ async def test_of_many_that_come_at_once_each_turn_accepts_some() -> None:
             assert len(came) < 15
         while server.connections:
             await turns(1)
+
+
+async def test_who_has_something_to_say_is_served_before_who_is_silent() -> None:
+    async with listening(most_waiting=1000) as (port, server):
+        with clients(port, 800), clients(port, 1) as (probe,):
+            probe.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            probe.setblocking(False)
+            answer = await asyncio.get_running_loop().sock_recv(probe, 4096)
+            assert answer.startswith(b"HTTP/1.0 200")
+            assert len(server.connections) < 800  # it came last
+            while len(server.connections) < 800:
+                await turns(1)
+        while server.connections:
+            await turns(1)
+
+
+async def test_no_more_are_accepted_than_may_wait() -> None:
+    async with listening() as (port, server):
+        before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+        with clients(port, 600):
+            while len(server.connections) < 600:
+                served = len(server.connections)
+                await turns(1)
+                # Besides the clients' own ends: those that are served, those on their way, those that wait.
+                assert len(os.listdir("/proc/self/fd")) - before - 600 <= served + 4 * 64  # noqa: PTH208
+        while server.connections:
+            await turns(1)
+
+
+async def test_who_waits_at_the_end_is_answered_too() -> None:
+    async with listening(most_waiting=1000) as (port, server):
+        with clients(port, 300) as many:
+            for client in many:
+                client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            while not server.connections:
+                await turns(1)
+            runner_ends = len(server.connections)
+            assert runner_ends < 300
+            many[-1].setblocking(False)
+            answer = await asyncio.get_running_loop().sock_recv(many[-1], 4096)
+            assert answer.startswith(b"HTTP/1.0 200")
 
 
 async def test_without_a_host_every_address_is_listened_on() -> None:

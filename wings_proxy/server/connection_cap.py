@@ -21,6 +21,9 @@ _MOST: Final = 20_000
 """Without a setting, however many descriptors there are: each connection also costs memory, some 10 KiB while it is
 idle. What more it can be made to hold has bounds of its own (`bounded_connection.Bounds`, `runner`)."""
 
+_MOST_WAITING: Final = 4096
+"""No longer than the kernel's own queue."""
+
 
 def cap_for(descriptors: int) -> int:
     """Return how many connections so many file descriptors carry: each may need a second one, to the engine."""
@@ -33,6 +36,14 @@ def most_for(descriptors: int) -> int:
     One more, and nobody could be let in, probes neither.
     """
     return max(8, descriptors - _FILES_OF_OURS - RESERVE)
+
+
+def waiting_for(descriptors: int, most: int) -> int:
+    """Return how many connections may be accepted and not counted yet: a quarter of the descriptors the cap leaves.
+
+    Most of the others are for connections to the engine.
+    """
+    return max(RESERVE, min(_MOST_WAITING, (most_for(descriptors) - most) // 4))
 
 
 class ConnectionCap(Generic[C]):
