@@ -2,10 +2,10 @@
 
 The machine may be busy with something else, or its host with another machine. So what the kernel says a process was
 kept waiting for a core is taken off its times: what is left is the sidecar's own doing. Where it was kept waiting for
-most of the time, its work has piled up behind that, and how long a probe took is printed and not judged. And a machine
+a fifth of the time, its work has piled up behind that, and how long a probe took is printed and not judged. A machine
 may be slow: the limits are those of a core that does a piece of work in `PIECE_SECONDS`; of one that takes longer they
-are so many times as long, and where the sidecar has no idle core left, there is a queue, whose length is no doing of
-its own.
+are so many times as long. And whatever else disturbs it does not do so three times in a row: what is late is tried
+again.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 
@@ -41,16 +43,16 @@ pytestmark = [
 ]
 
 PROBE_SECONDS = 0.1
-"""What nine probes of ten take at the most. The tenth may meet a burst: a new connection waits for some turns of the
-loop, and a thousand events at once are a turn of tens of milliseconds."""
+"""What a probe takes at the most, each of them, whatever goes on beside it."""
+LAG_SECONDS = 0.02
+"""What an event is late at the most, 99 of 100, however others read."""
 KUBELET_SECONDS = 1.0
 """The shortest time-out a kubelet knows: no probe may take longer."""
 LIMIT_MIB = 256
 """Half of what `deploy/base` gives the sidecar."""
 ROOM = 0.2
 """Of the time; a sidecar kept from a core for more of it is not judged by its probes' times."""
-FULL = 0.7
-"""Of the time; a sidecar that works for more of it is not judged so either."""
+TRIES = 3
 PIECE_SECONDS = 0.02
 """What `a_piece_of_work` takes of the core that the limits were found on."""
 LOOPS = pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
@@ -78,6 +80,28 @@ def slowness() -> float:
         a_piece_of_work()
         took.append(time.thread_time() - began)
     return max(1.0, min(took) / PIECE_SECONDS)
+
+
+class LateError(AssertionError):
+    """Something took too long, once."""
+
+
+def not_every_time(test: Callable[..., None]) -> Callable[..., None]:
+    """Try a test again that was late."""
+
+    @wraps(test)
+    def tried(tmp_path: Path, **parameters: Any) -> None:
+        for last in (*[False] * (TRIES - 1), True):
+            with TemporaryDirectory(dir=tmp_path) as directory:
+                try:
+                    test(tmp_path=Path(directory), **parameters)
+                    break
+                except LateError as late:
+                    print(f"  LATE: {late}")
+                    if last:
+                        raise
+
+    return tried
 
 
 class Watch(threading.Thread):
@@ -124,13 +148,8 @@ def until(happened: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def undisturbed(
-    running: Program, what: str, *, probe_seconds: float = PROBE_SECONDS, allowed_seconds: float = 0.0
-) -> Iterator[None]:
-    """Whatever happens inside: probes are answered in time, and the loop never stands still for 100 ms.
-
-    But for *allowed_seconds* in all.
-    """
+def undisturbed(running: Program, what: str) -> Iterator[None]:
+    """Whatever happens inside: every probe is answered in time, and the loop never stands still for 100 ms."""
     watch = Watch(running)
     late, denied, cpu = running.late_timers, running.denied_seconds + stolen_seconds(), running.cpu_seconds
     began, before = time.monotonic(), running.resident_mib
@@ -142,24 +161,26 @@ def undisturbed(
     late, seconds = running.late_timers - late, time.monotonic() - began
     denied = running.denied_seconds + stolen_seconds() - denied
     cpu = running.cpu_seconds - cpu
-    judged = denied < ROOM * seconds and cpu < FULL * seconds
+    judged = denied < ROOM * seconds
     assert watch.own_parts
-    own_parts = sorted(watch.own_parts)
-    most, slowest = own_parts[len(own_parts) * 9 // 10], own_parts[-1]
+    slowest = max(watch.own_parts)
     print(
         f"{what}: {seconds:.1f} s, {watch.asked} probes, slowest {watch.slowest_seen * 1000:.0f} ms, "
-        f"its own part {slowest * 1000:.0f} ms, of nine in ten {most * 1000:.0f} ms"
+        f"its own part {slowest * 1000:.0f} ms"
         f"{'' if judged else ' (not judged)'}; "
         f"timers over 100 ms late: {late:.0f}; CPU {cpu:.2f} s, kept from a core {denied:.2f} s; "
         f"{running.resident_mib - before:+.0f} MiB"
     )
     assert not watch.failed
-    assert (most < probe_seconds * slowness() and slowest < KUBELET_SECONDS * slowness()) or not judged
+    if judged and slowest >= PROBE_SECONDS * slowness():
+        raise LateError(f"a probe took {slowest * 1000:.0f} ms")
     # Of a slow core a turn of 20 ms may take 100.
-    assert late * 0.1 <= denied + allowed_seconds or slowness() > 2
+    if late * 0.1 > denied and slowness() <= 2:
+        raise LateError(f"{late:.0f} timers were more than 100 ms late")
 
 
 @LOOPS
+@not_every_time
 def test_d44_a_thousand_streams_a_hundred_of_them_hardly_read(tmp_path: Path, loop: str) -> None:
     fast = Workload(
         name="fast",
@@ -187,12 +208,17 @@ def test_d44_a_thousand_streams_a_hundred_of_them_hardly_read(tmp_path: Path, lo
             # Every byte of the others came, in its order; who does not read is cut, and gone.
             assert (load["failed"], load["first_failure"]) == (0, "")
             assert load["events"] > 900 * 5
+            lag = load["lag"]
+            assert lag is not None
+            if lag["p99"] > LAG_SECONDS * 1e6 * slowness():
+                raise LateError(f"events of the fast ones were late: {lag}")
             # On a busy machine they may not have been full for as long yet.
             until(lambda: running.metric('wings_client_aborts_total{phase="stall"}') == 100)
             until(lambda: running.metric("wings_requests_in_flight") == 0)
 
 
 @LOOPS
+@not_every_time
 def test_d46_ten_thousand_idle_connections(tmp_path: Path, loop: str) -> None:
     (tmp_path / "volume").mkdir()
     with running_tools(tmp_path / "tools", frozenset(os.sched_getaffinity(0))) as tools:
@@ -200,10 +226,7 @@ def test_d46_ten_thousand_idle_connections(tmp_path: Path, loop: str) -> None:
         with program(volume, port, WINGS_EVENT_LOOP=loop, WINGS_MAX_CONNECTIONS="11000") as running:
             before = running.resident_mib
             with Clients("idle", running.port, 10_000) as clients:
-                # To make 64 connections takes asyncio longer, and what came before them has its turn too.
-                allowed = 0.0 if loop == "uvloop" else 0.2
-                what = f"{loop}, 10,000 connections come"
-                with undisturbed(running, what, probe_seconds=1.0, allowed_seconds=allowed):
+                with undisturbed(running, f"{loop}, 10,000 connections come"):
                     clients.begun()
                 with undisturbed(running, f"{loop}, 10,000 connections are there"):
                     time.sleep(2.0)
@@ -215,6 +238,7 @@ def test_d46_ten_thousand_idle_connections(tmp_path: Path, loop: str) -> None:
 
 
 @LOOPS
+@not_every_time
 def test_d52_five_hundred_clients_at_the_moment_of_ready(tmp_path: Path, loop: str) -> None:
     """The first of them has the hold written, the others wait for it."""
     port, volume = free_port(), tmp_path / "volume"
