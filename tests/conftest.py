@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
@@ -13,6 +12,7 @@ import hypothesis
 import pytest
 import uvloop
 
+from tests.examples import BY_CHANCE, examples
 from tests.fake_engine import fake_engine
 from tests.ports import free_port
 
@@ -24,14 +24,11 @@ __all__ = ["fake_engine"]
 asyncio.set_event_loop(None)
 
 # How long one example takes, or making it, says something about the machine, not about the code.
-# In CI the same examples each time: what is found by chance is for whoever works on it, and for soak runs, which take
-# more of them.
-EXAMPLES = os.environ.get("WINGS_EXAMPLES", "")
 hypothesis.settings.register_profile(
     "wings",
     deadline=None,
-    derandomize="CI" in os.environ and not EXAMPLES,
-    max_examples=int(EXAMPLES or 100),
+    derandomize=not BY_CHANCE,
+    max_examples=examples(),
     print_blob=True,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )

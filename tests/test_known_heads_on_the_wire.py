@@ -14,6 +14,7 @@ import uvloop
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.wire import ROUTE, Client, EngineSide, Message, proxy
 from wings_proxy.proxy import known_heads
 from wings_proxy.proxy.known_heads import KnownHeads, Split
@@ -131,7 +132,7 @@ async def outcome(requests: Requests) -> Outcome:
 
 
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(requests=two_requests())
 @example(requests=Requests(NO_HEAD, NO_HEAD.replace(b"\x7f", b"1"), [0, 40, len(NO_HEAD)]))
 def test_both_paths_come_to_the_same(requests: Requests, new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:

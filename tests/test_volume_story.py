@@ -22,6 +22,7 @@ import pytest
 from hypothesis import HealthCheck, settings, strategies
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.examples import examples
 from wings_proxy.handover import volume as volume_module
 from wings_proxy.handover.alive_fifo import FileIdentity
 from wings_proxy.handover.engine_status import EngineStatus
@@ -354,9 +355,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 Story.TestCase.settings = settings(
-    max_examples=int(os.environ.get("WINGS_STORIES", "100")),
-    # A change is judged by the same stories each time; who asks for more gets new ones.
-    derandomize="WINGS_STORIES" not in os.environ,
+    max_examples=examples(),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from wings_proxy.config.load import ConfigError, config_path, load_config, resolve
 from wings_proxy.config.settings import SETTINGS, Config
 
@@ -429,7 +430,7 @@ NODES = st.recursive(
 
 
 @given(st.dictionaries(KEYS, NODES, max_size=6))
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 def test_so_does_any_file(tmp_path_factory: pytest.TempPathFactory, values: dict[str, str]) -> None:
     groups: dict[str, list[str]] = {}
     for key, node in values.items():

@@ -96,7 +96,7 @@ class Llamacpp(Dialect):
     def _post(self, request: Request) -> Answer | Generation:
         try:
             body = json.loads(request.body)
-        except ValueError as wrong:
+        except (ValueError, RecursionError) as wrong:
             message = f"[json.exception.parse_error.101] parse error at line 1, column 1: {wrong}"
             return _error(400, message, "invalid_request_error")
         if request.path in _CHAT and "messages" not in body:

@@ -117,7 +117,7 @@ class Sglang(Dialect):
             return _error(400, f"1 validation error:\n  {detail} [{detail}]", "Bad Request")
         try:
             body = json.loads(request.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             error = {"error": "unexpected character, expected a string key"}
             return _invalid(request.path, "json_invalid", ("body", 1), "JSON decode error", {}, ctx=error)
         if request.path == "/v1/chat/completions" and "messages" not in body:

@@ -222,7 +222,7 @@ def _parsed(request: Request) -> Body:
     except json.JSONDecodeError as wrong:
         place, context = f"body.{wrong.pos}", {"error": wrong.msg}
         raise _invalid("json_invalid", place, "JSON decode error", "<dict of 0 items>", ctx=context) from wrong
-    except UnicodeDecodeError as wrong:
+    except (UnicodeDecodeError, RecursionError) as wrong:
         raise BadRequestError(error(400, "There was an error parsing the body", "Bad Request", None)) from wrong
     if not isinstance(body, dict):
         message = "Input should be a valid dictionary or object to extract fields from"

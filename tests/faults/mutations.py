@@ -391,6 +391,61 @@ MUTATIONS = [
         "return 0.0",
         "tests/server/test_status.py::test_our_liveness_is_the_supervisors_and_nothing_of_the_engine",
     ),
+    Mutation(
+        "server/listener.py",
+        "for client in [*heard, *self._waiting][:_TAKEN_PER_TURN]:",
+        "for client in [*self._waiting][:_TAKEN_PER_TURN]:",
+        "tests/server/test_listener.py::test_who_has_something_to_say_is_served_before_who_is_silent",
+    ),
+    Mutation(
+        "server/listener.py",
+        "min(_ACCEPTS_PER_TURN, self._most_waiting - len(self._waiting))",
+        "_ACCEPTS_PER_TURN",
+        "tests/server/test_listener.py::test_no_more_are_accepted_than_may_wait",
+    ),
+    Mutation(
+        "handover/atomic_file.py",
+        'temporary = f".{name}.{secrets.token_hex(8)}"',
+        "temporary = name",
+        "tests/faults/test_b_volume.py::test_b22_killed_at_any_step_the_engine_sees_no_half_a_script",
+        also=(("os.O_CREAT | os.O_EXCL", "os.O_CREAT | os.O_TRUNC"),),
+    ),
+    Mutation(
+        "serve.py",
+        "StallWatch(config.stall_seconds),\n        clock=time.monotonic,",
+        "StallWatch(config.stall_seconds),\n        clock=time.time,",
+        "tests/faults/test_e_lifecycle.py::test_e61_a_clock_that_jumps_a_day_moves_nothing_but_timestamps",
+        also=(
+            (
+                "came_round_at=lambda: supervisor.came_round_at,\n        clock=time.monotonic,",
+                "came_round_at=lambda: supervisor.came_round_at,\n        clock=time.time,",
+            ),
+        ),
+    ),
+    Mutation(
+        "telemetry/line_writer.py",
+        "if self._given - self._taken + len(data) > self._most_bytes:",
+        "if False:",
+        "tests/faults/test_g_resources.py::test_g72_lines_that_nobody_reads_are_dropped_and_counted",
+    ),
+    Mutation(
+        "server/runner.py",
+        "_UNTAKEN_BYTES: Final = 64 * 1024",
+        "_UNTAKEN_BYTES: Final = 64 * 1024 * 1024",
+        "tests/faults/test_g_resources.py::test_g74_many_uploads_at_once_stay_within_memory",
+    ),
+    Mutation(
+        "telemetry/log.py",
+        'return UNPRINTABLE.sub(lambda found: f"\\\\u{ord(found.group()):04x}", text)',
+        "return text",
+        "tests/faults/test_h_telemetry.py::test_h86_nothing_forges_a_log_line",
+    ),
+    Mutation(
+        "proxy/api_keys.py",
+        "found |= hmac.compare_digest(offered, digest)",
+        "found |= offered == digest",
+        "tests/faults/test_i_security.py::test_i90_how_long_a_look_takes_tells_nothing",
+    ),
 ]
 
 

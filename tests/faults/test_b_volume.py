@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import random
 import shlex
+import signal
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests.engine_container import shell_command
+from tests.faults.program import ROOT
 from tests.faults.scene import get, state
 from tests.ports import free_port
 from tests.sidecar import sidecar
@@ -51,6 +55,61 @@ async def test_b22_killed_at_any_step_the_engine_sees_no_half_a_script(
             await Volume(tmp_path).publish(NEW)
     assert (tmp_path / "start_command.sh").read_bytes() == OLD.text
     await Volume(tmp_path).publish(NEW)
+    assert os.listdir(tmp_path) == ["start_command.sh"]  # noqa: PTH208
+
+
+PUBLISHER = """
+import asyncio, itertools, os, sys
+from pathlib import Path
+from tests.faults.test_b_volume import NEW, OLD
+from wings_proxy.handover.volume import Volume
+
+async def publish():
+    volume = Volume(Path(sys.argv[1]))
+    for script in itertools.cycle([NEW, OLD]):
+        await volume.publish(script)
+        os.write(1, b".")
+
+for line in sys.stdin:
+    if not (child := os.fork()):
+        os.write(1, b"%d\\n" % os.getpid())
+        asyncio.run(publish())
+    os.waitpid(child, 0)
+    os.write(1, b"\\n")
+"""
+KILLS = int(os.environ.get("WINGS_SOAK_SEEDS", "200"))
+
+
+@pytest.mark.slow
+def test_b22_killed_at_any_moment_the_engine_sees_no_half_a_script(tmp_path: Path) -> None:
+    """For true, and again and again; the directory is looked at all the time, as an engine's container does."""
+    chance = random.Random(22)
+    script, whole = tmp_path / "start_command.sh", {OLD.text, NEW.text}
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", PUBLISHER, tmp_path], env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as publisher:
+        assert publisher.stdin is not None
+        assert publisher.stdout is not None
+        looks = leftovers = 0
+        for _ in range(KILLS):
+            publisher.stdin.write(b"\n")
+            publisher.stdin.flush()
+            pid = int(publisher.stdout.readline())
+            assert publisher.stdout.read(1) == b"."
+            until = time.monotonic() + chance.uniform(0.0, 0.01)
+            while time.monotonic() < until:
+                assert script.read_bytes() in whole
+                looks += 1
+            os.kill(pid, signal.SIGKILL)
+            publisher.stdout.readline()
+            assert script.read_bytes() in whole
+            leftovers += len(os.listdir(tmp_path)) > 1  # noqa: PTH208
+        publisher.stdin.close()
+    print(f"{KILLS} kills, {looks} looks, {leftovers} times with a temporary file left")
+    assert leftovers  # some of them hit the middle
+    asyncio.run(Volume(tmp_path).publish(OLD))
+    asyncio.run(Volume(tmp_path).publish(NEW))
     assert os.listdir(tmp_path) == ["start_command.sh"]  # noqa: PTH208
 
 

@@ -151,12 +151,13 @@ async def test_e60_a_pause_is_no_dead_engine(fake_engine: StartEngine, tmp_path:
 async def test_e61_a_clock_that_jumps_a_day_moves_nothing_but_timestamps(
     fake_engine: StartEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    true, off_by = time.time, [0.0]
+    # Before the start: what takes this clock takes it then.
+    monkeypatch.setattr(time, "time", lambda: true() + off_by[0])
     async with scene(fake_engine, tmp_path) as (running, _):
-        true = time.time
-        for jump in (-86_400.0, 86_400.0):
-            monkeypatch.setattr(time, "time", lambda jump=jump: true() + jump)
+        for off_by[0] in (-86_400.0, 86_400.0):
             assert (await get(running, b"/v1/models")).status == 200
-            assert (await running.get("/health"))[1]["since_seconds"] < 60
+            assert 0 <= (await running.get("/health"))[1]["since_seconds"] < 60
         assert 0 <= await metric(running, "wings_engine_state_age_seconds") < 60
 
 

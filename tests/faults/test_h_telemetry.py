@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import logging
+import os
 import re
+import signal
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -15,7 +19,8 @@ from typing import Any, cast
 import pytest
 
 from tests.fake_engine import Metrics, StartEngine
-from tests.faults.scene import KEYS, connect, get, metric, scene, state
+from tests.faults.program import fake_engine_program, program
+from tests.faults.scene import KEYS, connect, get, metric, scene, state, stream
 from tests.ports import free_port
 from tests.sidecar import HANG_SECONDS, RUN, sidecar
 from wings_proxy.engines import ENGINES
@@ -224,6 +229,22 @@ async def test_h84_metrics_of_a_failed_and_a_draining_sidecar(tmp_path: Path) ->
         assert openmetrics.body.endswith(b"# EOF\n")
         async with running.client.head(f"http://127.0.0.1:{running.port}/metrics") as answer:
             assert (answer.status, await answer.read()) == (200, b"")
+        packed = await get(running, b"/metrics", b"Accept-Encoding: gzip")
+        body = gzip.decompress(packed.body) if packed.one(b"Content-Encoding") == b"gzip" else packed.body
+        assert b'\nwings_engine_state{state="failed"} 1.0\n' in body
+
+
+async def test_h84_metrics_while_the_last_answers_are_given(fake_engine: StartEngine, tmp_path: Path) -> None:
+    switches = {"tokens": 5000, "token_seconds": 0.01}
+    async with scene(fake_engine, tmp_path, engine=switches, WINGS_DRAIN_SECONDS="30") as (running, engine):
+        client = asyncio.create_task(stream(running, max_tokens=5000), name="client")
+        await engine.until(lambda: engine.running == 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await state(running, "draining")
+        assert await metric(running, 'wings_engine_state{state="draining"}') == 1
+        assert await metric(running, "wings_requests_in_flight") == 1
+        client.cancel()
+        await asyncio.wait([client])
 
 
 async def test_h85_no_key_prompt_or_query_in_logs_or_metrics(
@@ -251,6 +272,38 @@ async def test_h85_no_key_prompt_or_query_in_logs_or_metrics(
     for secret in ("CANARY", "first-key", "second-key"):
         assert secret not in page
         assert secret not in lines
+
+
+HOSTILE = (
+    b"GET /v1/models?%0aINFO%20forged%1b[31m HTTP/1.1\r\nHost: x\r\n",
+    b"GET /none\xe2\x80\xaeINFO%0d%0aforged HTTP/1.1\r\nHost: x\r\n",
+    b"GET /v1/models HTTP/1.1\r\nHost: x\r\nUser-Agent: a\x1b[31m\xc2\x85\r\nX-Request-Id: \xe2\x80\xa8forged\r\n",
+    b"GET /v1/models HTTP/1.1\r\nHost: \xe2\x80\xa8forged\r\nX-Forwarded-For: \x9b0m\xff\r\n",
+)
+
+
+@pytest.mark.parametrize("form", ["json", "plain"])
+def test_h86_no_request_forges_a_log_line(tmp_path: Path, form: str) -> None:
+    """Through the whole program: each line of its output is one of ours."""
+    port, log = free_port(), tmp_path / "log"
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    with (
+        log.open("wb") as output,
+        fake_engine_program(port),
+        program(volume, port, stdout=output.fileno(), WINGS_ACCESS_LOG="true", WINGS_LOG_FORMAT=form) as running,
+    ):
+        for head in HOSTILE:
+            with socket.create_connection(("127.0.0.1", running.port)) as client:
+                client.sendall(head + b"Connection: close\r\n\r\n")
+                assert client.makefile("rb").readline().startswith(b"HTTP/1.")
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(40) == 0
+    lines = log.read_text("utf-8").splitlines()
+    assert [line for line in lines if "/v1/models" in line]
+    for line in lines:
+        assert line.isprintable(), line
+        assert re.match(r'\{"time": "20|20\d\d-\d\d-\d\dT\S+ (?:info|warning|error) ', line), line
 
 
 @pytest.mark.parametrize("formatter", [_JsonFormatter(), _PlainFormatter()])

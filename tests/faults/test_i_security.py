@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
+import hmac
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from importlib.metadata import requires
 from pathlib import Path
@@ -15,12 +17,14 @@ from typing import Any
 
 import aiohttp.http_parser
 import pytest
+import yaml
 
 from tests.fake_engine import FakeEngine, Fault, StartEngine
 from tests.faults.scene import CHAT, CHAT_BODY, KEYS, ask, chat_url, everything, get, metric, newest, scene
 from tests.sidecar import Sidecar
 from tests.wire import EngineSide, proxy
 from wings_proxy.engines import ENGINES
+from wings_proxy.proxy.api_keys import ApiKeys
 from wings_proxy.server.routes import Audience, Routes
 
 ROOT = Path(__file__).parent.parent.parent
@@ -160,6 +164,26 @@ async def test_i90_a_key_of_ours_opens_and_goes_no_further(
         assert "x-api-key" not in names
 
 
+@pytest.mark.parametrize("offered", [b"first-key", b"second-key", b"first-kez", b"x", b"first-key-and-more"])
+def test_i90_how_long_a_look_takes_tells_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offered: bytes
+) -> None:
+    """Digests of one length are compared in constant time, always with every key, wherever it matches."""
+    keys = tmp_path / "keys"
+    keys.write_text(KEYS)
+    known = ApiKeys(keys)
+    asyncio.run(known.load())
+    compared = list[tuple[int, int]]()
+
+    def noted(one: bytes, other: bytes) -> bool:
+        compared.append((len(one), len(other)))
+        return one == other
+
+    monkeypatch.setattr(hmac, "compare_digest", noted)
+    assert (known([offered]) is None) == (offered in {b"first-key", b"second-key"})
+    assert compared == [(32, 32)] * 2
+
+
 async def test_i90_probes_are_open_and_metrics_as_configured(fake_engine: StartEngine, tmp_path: Path) -> None:
     async with locked(fake_engine, tmp_path, WINGS_METRICS_AUTH="true") as (running, _):
         for path in (b"/health", b"/livez", b"/readyz", b"/startupz", b"/livez/engine", b"/engine/status"):
@@ -256,12 +280,31 @@ async def test_i96_an_error_tells_nothing_of_the_inside(fake_engine: StartEngine
         assert not re.search(r"Traceback|/work|/usr|\.py|Error\(|0x", text)
 
 
+def pods_in(node: Any) -> Iterator[dict[str, Any]]:
+    """Yield every pod's specification in a manifest, however deep."""
+    if isinstance(node, dict) and isinstance(node.get("containers"), list):
+        yield node
+    for below in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from pods_in(below)
+
+
 def test_i97_manifests_ask_for_no_rights() -> None:
-    text = "".join(path.read_text() for path in (ROOT / "deploy").rglob("*.yaml"))
-    if (ROOT / "deploy" / "base").exists():
-        assert "runAsNonRoot: true" in text
-        assert "readOnlyRootFilesystem: true" in text
-        assert "automountServiceAccountToken: false" in text
+    """What is built of them: `tests/deploy`."""
+    found = [
+        (pod, container)
+        for path in sorted((ROOT / "deploy").rglob("*.yaml"))
+        for document in yaml.safe_load_all(path.read_text("utf-8"))
+        for pod in pods_in(document)
+        for container in pod["containers"]
+        if container["name"] == "wings-infer" and "image" in container
+    ]
+    assert found
+    for pod, container in found:
+        assert pod["automountServiceAccountToken"] is False
+        rights = container["securityContext"]
+        assert (rights["runAsNonRoot"], rights["readOnlyRootFilesystem"]) == (True, True)
+        assert rights["allowPrivilegeEscalation"] is False
+        assert rights["capabilities"] == {"drop": ["ALL"]}
     assert re.search(r"^USER \S+", (ROOT / "docker" / "Dockerfile").read_text(), re.MULTILINE)
 
 

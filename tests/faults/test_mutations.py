@@ -6,7 +6,7 @@ import pytest
 
 from tests.faults.mutations import MUTATIONS, Mutation, failing_with_all_guards, fails_without_its_guard
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 def test_with_all_guards_every_named_test_passes() -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import wings_proxy
 from tests.engine_container import SHELLS, Container, shell_command
+from tests.examples import examples
 from wings_proxy.handover.engine_status import Phase
 from wings_proxy.handover.launch import LaunchSpec, engine_stub, render
 
@@ -175,7 +176,7 @@ words_a_config_can_hold = st.text(
 
 
 @given(words=st.lists(words_a_config_can_hold, max_size=200))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 def test_any_value_is_one_argument(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
     directory = tmp_path_factory.mktemp("head")
     for shell in SHELLS:

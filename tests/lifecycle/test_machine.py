@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.lifecycle.life import (
     HEALTHY,
     IN_STATE,
@@ -1164,7 +1165,7 @@ def check(life: Life, before: Snapshot, news: list[str]) -> None:
 
 
 @given(RULE_SETS, st.lists(FACTS, max_size=25), st.data())
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_any_sequence_of_facts(rules: Rules, facts: list[tuple[Any, ...]], data: st.DataObject) -> None:
     life = Life(rules)
     held = left = False
@@ -1204,7 +1205,7 @@ def test_any_sequence_of_facts(rules: Rules, facts: list[tuple[Any, ...]], data:
 
 
 @given(RULE_SETS, st.lists(FACTS, max_size=20), st.integers(0, 2))
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_whatever_happened_we_leave_in_time(rules: Rules, facts: list[tuple[Any, ...]], in_flight: int) -> None:
     life = Life(rules)
     news: list[str] = []
@@ -1216,7 +1217,7 @@ def test_whatever_happened_we_leave_in_time(rules: Rules, facts: list[tuple[Any,
 
 
 @given(RULE_SETS, st.lists(FACTS, max_size=25))
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_no_fact_reaches_the_cells_said_to_be_out_of_reach(rules: Rules, facts: list[tuple[Any, ...]]) -> None:
     life = Life(rules)
     for fact in facts:
